@@ -333,6 +333,12 @@ def copied(folder: Path) -> None:
             shutil.copy(ROOT / name, folder / name)
 
 
+def selection(mutant: Mutant) -> list[str]:
+    """pytest's arguments for the mutant's tests: slow ones only if -k names them."""
+    files, _, names = mutant.tests.partition(" -k ")
+    return [f"tests/{name}" for name in files.split()] + (["-k", names.strip("'")] if names else ["-m", "not slow"])
+
+
 def outcome(mutant: Mutant, folder: Path, timeout: float) -> str:
     """Whether some test fails on the mutant. A run out of time says nothing: the machine may be busy."""
     file = folder / "rl_likelihood" / mutant.file
@@ -340,9 +346,7 @@ def outcome(mutant: Mutant, folder: Path, timeout: float) -> str:
     if text.count(mutant.old) != 1:
         raise SystemExit(f"{mutant.file}: {mutant.old!r} is there {text.count(mutant.old)} times, not once")
     file.write_text(text.replace(mutant.old, mutant.new))
-    tests, _, only = mutant.tests.partition(" -k ")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
-    command += [f"tests/{name}" for name in tests.split()] + (["-k", only.strip("'")] if only else [])
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *selection(mutant)]
     # Programs that a mutant does not change are compiled once for all.
     environment = os.environ | {"PYTHONPATH": str(folder), "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
     try:

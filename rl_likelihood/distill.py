@@ -23,11 +23,11 @@ from rl_likelihood.config import build
 from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.prompts import INSTRUCTION
 from rl_likelihood.grading.pool import Pool
+from rl_likelihood.progress import Progress
 from rl_likelihood.rollouts.asked_judge import http_settings
 from rl_likelihood.rollouts.endpoint import Endpoint
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
-from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.search.folder import claimed, row_of, write_results
 from rl_likelihood.search.proposer import Ask, Drawing, Length, asked_ids, asks_of, model_proposer, with_model
 from rl_likelihood.search.rounds import Finder, Journal

@@ -32,7 +32,7 @@ from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.run_model import param_shardings, run_on
 from rl_likelihood.runtime import bucket, checkpoint, distributed, run_files
 from rl_likelihood.runtime.devices import make_devices
-from rl_likelihood.runtime.workdir import CONFIG, has_examples, pinned_date, read_config
+from rl_likelihood.runtime.workdir import CONFIG, has_examples, keep_date, pinned_date, read_config
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import INTERRUPTED, UserError
 from rl_likelihood.task import checkpoint_model, load, load_model
@@ -74,12 +74,16 @@ def main() -> None:
 def run(c: Config, workdir: Path | None, step: int | None, folder: Path | None) -> None:
     """Evaluates a checkpoint of `workdir`, or with None the model that the config starts from. The files are written to
     `folder`."""
+    saved = None
     if workdir is not None:
         distributed.by_first(lambda: check_workdir(workdir, c))
-        prompt = dataclasses.replace(c.prompt, date=pinned_date(workdir, c.prompt.date))
-        c = dataclasses.replace(c, prompt=prompt)
+        saved = checkpoint.describe(workdir)
+    if dated := workdir or folder:
+        given, meta = c.prompt.date, saved and saved[-1]
+        date = distributed.by_first(lambda: pinned_date(dated, given, meta, tell))
+        c = dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
     devices = make_devices(c)
-    saved_model = None if workdir is None else checkpoint_model(c, workdir, *checkpoint.describe(workdir)[:3])
+    saved_model = checkpoint_model(c, workdir, *saved[:3]) if workdir and saved else None
     # The metric `copied` compares answers with the training texts.
     task, params = load(c, training=c.eval.texts != "none", mesh=devices.learner, saved_model=saved_model)
     initial = load_model(c, devices.learner)[1] if c.eval.by_initial else None
@@ -89,6 +93,8 @@ def run(c: Config, workdir: Path | None, step: int | None, folder: Path | None) 
         task = dataclasses.replace(task, model=run_on(model, c, jax.default_backend()))
     with contextlib.ExitStack() as stack:
         written = folder and stack.enter_context(distributed.folder_of_first(folder))
+        if folder is not None and workdir is None:
+            distributed.by_first(lambda: keep_date(folder, c.prompt.date))
         try:
             evaluation = Evaluation(task, params, task.heldout, devices, step or 0, written or None)
             request = dataclasses.replace(evaluation, say=tell, stream=sys.stderr, initial=initial)

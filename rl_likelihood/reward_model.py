@@ -38,16 +38,16 @@ from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge
 from rl_likelihood.learner.reward_step import init_state, make_optimizers, make_reward_step, shardings
 from rl_likelihood.mesh import put, ready
 from rl_likelihood.model.decoder import ModelConfig, Params
+from rl_likelihood.progress import Progress, duration
 from rl_likelihood.report.metrics import MetricsWriter
 from rl_likelihood.rollouts.local_judge import describe_decoder, load_head, local_judge, reader_of, save_head
 from rl_likelihood.rollouts.policy_answers import policy_answers
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.checkpoint import CheckpointConfig
-from rl_likelihood.runtime.console import duration, say
+from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, using
 from rl_likelihood.runtime.lock import lock
-from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.runtime.signals import StopRequest
 from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim, keep_inputs, write_config
 from rl_likelihood.settings import Config

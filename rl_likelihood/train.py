@@ -31,10 +31,11 @@ from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import all_finite, init_reference, models_of
 from rl_likelihood.mesh import put
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.progress import Progress
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
 from rl_likelihood.report.metric_table import higher_is_better, without_samples
 from rl_likelihood.report.metrics import MetricsWriter, line
-from rl_likelihood.report.tracking import Tracker, board
+from rl_likelihood.report.tracking import Board, Tracker
 from rl_likelihood.rollouts.asked_judge import judge_of, refuse_judge
 from rl_likelihood.rollouts.baseline import write_baseline
 from rl_likelihood.rollouts.batches import SamplerFailed, StepInput, means
@@ -49,7 +50,6 @@ from rl_likelihood.runtime.disk import checkpoint_config, drop_optimizer, lost_o
 from rl_likelihood.runtime.lock import FILE as LOCK
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.profile import Profile
-from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.runtime.signals import Stopped, StopRequest
 from rl_likelihood.runtime.workdir import (
     EXAMPLES,
@@ -116,11 +116,11 @@ def run(c: Config, workdir: Path, force: bool = False, copy: bucket.Copy | None 
         saved = None if resume is None else checkpoint.describe(workdir)
         if saved is not None:
             distributed.by_first(lambda: restore_tracking_id(workdir, saved[-1].get("tracking_id")))
-        date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date))
+        date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date, saved and saved[-1]))
         original, c = c, dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
         tracking = c.report.wandb if folder == workdir else "off"
         start_step = -1 if resume is None else resume
-        tensorboard = board(folder, start_step) if c.report.tensorboard and distributed.first() else None
+        tensorboard = Board(folder, start_step) if c.report.tensorboard and distributed.first() else None
         tracker = Tracker(folder, tracking, c.report.wandb_project, flatten(c), tensorboard)
         writer = stack.enter_context(MetricsWriter(folder, c.train.steps, None, tracker))
         writer.status("running", resume or 0)
@@ -263,18 +263,23 @@ def keep_inputs_of_run(task: Task, session: Session) -> None:
     """Saves the tokenizer and digests of the inputs in the workdir. So the workdir does not need the model's folder,
     and a resumed run notices changed data, prompts or code. A run that is accepted takes its bucket over."""
 
-    def keep() -> None:
+    def keep() -> str:
         c, sides = task.config, [[row.example for row in rows] for rows in (task.train, task.heldout)]
         digests = {"questions": digest(*sides), "prompts": digest_of_ids([*task.train, *task.heldout, *task.fast])}
         digests |= {"code": digest_of_files(c.reward.file, c.env.file, c.rubric.path), EXAMPLES: digest_of_examples(c)}
-        keep_inputs(session.workdir, c.prompt.date, digests, session.force)
+        try:
+            keep_inputs(session.workdir, c.prompt.date, digests, session.force)
+        except OtherInputs as error:
+            return str(error)
         write_config(session.workdir, session.given)
         if task.model_path != BYTES and not (session.workdir / TOKENIZER).exists():
             part = session.workdir / f"{TOKENIZER}.part"
             save_tokenizer(task.tokenizer, part, task.fmt.eos_ids)
             part.rename(session.workdir / TOKENIZER)
+        return ""
 
-    distributed.by_first(keep)
+    if refused := distributed.by_first(keep):
+        raise OtherInputs(refused)  # in every process
     if session.copy:
         session.copy.own()
 

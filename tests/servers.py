@@ -1,10 +1,13 @@
-"""A server on this machine for tests of what speaks HTTP."""
+"""Servers on this machine for tests of what speaks HTTP."""
 
 import contextlib
+import functools
 import http.server
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -88,3 +91,27 @@ def serving(behave, get=lambda handler: handler.reply(200, {})):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def slow_server(folder: Path, seen: Callable[[], bool]) -> Iterator[str]:
+    """The address of a server of a folder's files. It sends a third of each large file, and the rest after `seen`."""
+
+    class Slow(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def copyfile(self, source, outputfile):
+            data = source.read()
+            outputfile.write(data[: len(data) // 3])
+            while len(data) > 1_000_000 and not seen():
+                time.sleep(0.01)
+            outputfile.write(data[len(data) // 3 :])
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Slow, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 import os
 import re
 import signal
@@ -71,8 +72,11 @@ def parse_flags(argv: list[str], config_file: bool) -> list[str]:
     if len(remaining) > 1:
         refuse(f"unknown argument {remaining[1]!r}; flags start with --")
     for name in flags.FLAGS:
-        if isinstance(flags.FLAGS[name].value, str) and not name.startswith("config."):  # those: fields.checked
-            flags.FLAGS[name].value = os.path.expanduser(flags.FLAGS[name].value)  # shells leave --workdir=~/run
+        value = flags.FLAGS[name].value
+        if isinstance(value, float) and not math.isfinite(value) and not name.startswith("config."):
+            refuse(f"--{name} is {value}; it must be a finite number")
+        if isinstance(value, str) and not name.startswith("config."):  # those: fields.checked
+            flags.FLAGS[name].value = os.path.expanduser(value)  # shells leave --workdir=~/run
     if config_file:
         flag = flags.FLAGS["config"]
         if not flag.present:

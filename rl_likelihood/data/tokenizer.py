@@ -171,15 +171,21 @@ def save_tokenizer(
     """Writes tokenizer.json, tokenizer_config.json and the chat template to a folder, for transformers 4 and 5.
 
     `stop`: ids that end a text; they are written to generation_config.json, from which `eos_ids` reads them. Without
-    `stop`, an existing generation_config.json is kept.
+    `stop`, an existing generation_config.json is kept. UserError if a file cannot be written.
     """
-    tokenizer.save_pretrained(path)
-    file = Path(path) / "tokenizer_config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name in both; only 5 knows the one it writes
-    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if stop is not None:
-        (Path(path) / "generation_config.json").write_text(json.dumps({"eos_token_id": list(stop)}) + "\n")
+    try:
+        tokenizer.save_pretrained(path)
+        file = Path(path) / "tokenizer_config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name in both; only 5 knows the one it writes
+        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if stop is not None:
+            (Path(path) / "generation_config.json").write_text(json.dumps({"eos_token_id": list(stop)}) + "\n")
+    except Exception as e:
+        if not isinstance(e, OSError) and "(os error" not in str(e):  # the tokenizers library raises no OSError
+            raise
+        why = getattr(e, "strerror", None) or e
+        raise UserError(f"{path}: cannot be written ({why}); free some space or choose another folder") from e
 
 
 def eos_ids(tokenizer: PreTrainedTokenizerFast, model_path: str | os.PathLike) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
 """The files and archives of a data set, their records, and their download."""
 
+import contextlib
 import difflib
 import fnmatch
 import hashlib
 import http.client
-import shutil
 import tarfile
 import urllib.request
 import zipfile
@@ -15,6 +15,7 @@ from typing import Any
 
 from rl_likelihood.data.records import SUFFIXES, UNREAD, Location, reason, records
 from rl_likelihood.datasets.common import SPLITS, Files, split_in
+from rl_likelihood.progress import of_bytes, tell
 from rl_likelihood.shapes import UserError
 
 Records = Iterator[tuple[Location, dict[str, Any] | str]]
@@ -187,8 +188,13 @@ def _fetch(address: str, target: Path, by_hand: str) -> None:
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(address, timeout=_TIMEOUT) as answer, part.open("wb") as f:
-            shutil.copyfileobj(answer, f)
             promised = answer.headers.get("Content-Length")
+            tell(f"fetching {address}" + (f" ({int(promised) / 1e6:.1f} MB)" if promised else ""))
+            with of_bytes("fetched", int(promised or 0)) if promised else contextlib.nullcontext() as told:
+                while data := answer.read1(1 << 20):
+                    f.write(data)
+                    if told:
+                        told(f.tell())
         if promised is not None and part.stat().st_size != int(promised):  # a broken connection looks like an end
             raise OSError(f"{part.stat().st_size} of {promised} bytes came")
         part.replace(target)

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ def prepare(
     one_of("--dataset", name, DATASETS)
     if max_chars < 0:
         raise UserError(f"--max_chars is {max_chars}; it must be 0 (no limit) or more")
-    if heldout is not None and (heldout < 0 or (heldout > 1 and heldout != int(heldout))):
+    if heldout is not None and not (0 <= heldout <= 1 or (heldout > 0 and float(heldout).is_integer())):
         raise UserError(f"--heldout is {heldout}; give a number of questions, or a share below 1")
     dataset = DATASETS[name]
     folder = Path(out).expanduser() / name / VERSION
@@ -115,7 +116,11 @@ def prepare(
         bad_rows=tuple(read.bad),
     )
     write(name, splits, out)
-    (folder / REPORT).write_text(json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False) + "\n")
+    try:
+        (folder / REPORT).write_text(json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False) + "\n")
+    except OSError as e:
+        shutil.rmtree(folder)  # it appears whole or not at all
+        raise _cannot_write(out, e) from e
     return report
 
 
@@ -253,11 +258,17 @@ def write(name: str, splits: dict[str, list[Row]], out: str) -> None:
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
-    except OSError as e:
-        raise UserError(f"{out} cannot be written ({e.strerror or e}); choose another --out") from e
+    except (OSError, RuntimeError) as e:  # the latter from the writer of array_record files
+        raise _cannot_write(out, e) from e
     shutil.rmtree(Path(out).expanduser() / "downloads" / "extracted", ignore_errors=True)  # its empty folder
     with contextlib.suppress(OSError):
         (Path(out).expanduser() / "downloads").rmdir()  # holds something where files were fetched
+
+
+def _cannot_write(out: str, e: OSError | RuntimeError) -> UserError:
+    said = re.search(r"\(\) failed: ([^;]*)", str(e))  # as "...: write() failed: No space left on device; writing ..."
+    why = getattr(e, "strerror", None) or (said[1] if said else e)
+    return UserError(f"{out} cannot be written ({why}); free some space or choose another --out")
 
 
 # ---------------------------------------------------------------------------------------- command

@@ -24,13 +24,13 @@ from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.batching import answers_after, concat_rows, given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.progress import Progress
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts.host_rewards import candidate, sampled_texts
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.runtime.console import chains_words, counted
 from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sample_ids_all, sampler_weights, using
 from rl_likelihood.runtime.lock import lock
-from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.settings import largest_divisor
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Rollout

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from rl_likelihood.grading.graders import GRADERS
+from rl_likelihood.progress import duration
 from rl_likelihood.report.metric_table import METRICS as TABLE
 from rl_likelihood.report.tracking import Tracker
-from rl_likelihood.runtime.console import duration
 from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES, append, cannot_write, plain, truncate, write_status
 
 

@@ -26,11 +26,11 @@ from rl_likelihood.learner.batching import answers_after, to_batch
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.progress import Progress
 from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, using
-from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.task import Task
 
 FILE = "baseline.jsonl"

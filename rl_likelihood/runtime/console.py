@@ -87,15 +87,3 @@ def counted(n: int, what: str) -> str:
 def chains_words(samples: int) -> str:
     """How many chains an evaluation samples for each question."""
     return f"1 greedy and {counted(samples, 'sampled chain')} each" if samples else "1 greedy chain each"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 42s, 3m12s, 2h05m, 3d04h."""
-    s = max(0, round(seconds))
-    if s < 60:
-        return f"{s}s"
-    if s < 3600:
-        return f"{s // 60}m{s % 60:02d}s"
-    if s < 86400:
-        return f"{s // 3600}h{s % 3600 // 60:02d}m"
-    return f"{s // 86400}d{s % 86400 // 3600:02d}h"

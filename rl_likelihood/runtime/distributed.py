@@ -25,6 +25,7 @@ import numpy as np
 from jax._src.distributed import global_state  # the coordinator's address on a TPU, and whether that is this process
 from jax.experimental import multihost_utils
 
+from rl_likelihood import progress
 from rl_likelihood.runtime import watch
 from rl_likelihood.runtime.watch import TOKEN, Unreachable, Watch, processes, write_error
 from rl_likelihood.shapes import UserError
@@ -81,6 +82,7 @@ def start(
     if jax.process_count() == 1:
         return
     _number = jax.process_index()  # a TPU numbers its hosts itself
+    progress.shown = first()
     numbers = gather(np.asarray([arguments.get("process_id", _number)])).tolist()
     if numbers != sorted(numbers):
         raise SharedRefusal(
@@ -168,7 +170,8 @@ def _checked(values: list[str]) -> dict[str, Any]:
     missing = [f"{flag} ({name})" for v, flag, name in zip(values, FLAGS, ENVIRONMENT, strict=True) if not v]
     if missing:
         raise UserError(f"{', '.join(missing)} missing; give all three: {', '.join(FLAGS)}")
-    if not re.fullmatch(r".+:\d{1,5}", values[0]) or not 0 < int(values[0].rpartition(":")[2]) < 2**16:
+    host, _, port = values[0].rpartition(":")
+    if not re.fullmatch(r"\d{1,5}", port) or not 0 < int(port) < 2**16 or not _is_name(host.strip("[]")):
         raise UserError(f"--coordinator is {values[0]!r}; it is HOST:PORT of process 0, such as 10.0.0.2:8476")
     for flag, value in zip(FLAGS[1:], values[1:], strict=True):
         if not value.isdigit():
@@ -177,6 +180,14 @@ def _checked(values: list[str]) -> dict[str, Any]:
     if not 0 <= i < n:
         raise UserError(f"--process_id is {i}, but --num_processes is {n}; it must be from 0 to {n - 1}")
     return {"coordinator_address": values[0], "num_processes": n, "process_id": i}
+
+
+def _is_name(host: str) -> bool:
+    """Whether the resolver accepts the name; it raises UnicodeError for an empty part, or one of over 63 characters."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def first() -> bool:

@@ -4,12 +4,13 @@ import dataclasses
 import datetime
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rl_likelihood.config import binding_differences, flatten
 from rl_likelihood.model.decoder import ModelConfig
-from rl_likelihood.runtime import checkpoint
+from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES, read_object, replace
 from rl_likelihood.settings import Config
@@ -29,7 +30,7 @@ EXAMPLES = "examples"  # the digest of the worked examples in every prompt, for 
 TOKENIZER = "tokenizer"  # folder with a copy of the tokenizer, because the model's files may move
 
 
-class OtherInputs(UserError):
+class OtherInputs(distributed.SharedRefusal):
     """An input of the run has changed since it began. The workdir is not modified."""
 
 
@@ -80,9 +81,26 @@ def read_config(workdir: Path) -> dict[str, Any]:
     return read_object(workdir / CONFIG, "put a whole copy back, or choose another --workdir")
 
 
-def pinned_date(workdir: Path, date: str) -> str:
-    """prompt.date or, if it is empty, the day on which the run began, so that a resumed run has the same prompts."""
-    return date or _inputs(workdir).get("date") or datetime.date.today().isoformat()
+def pinned_date(workdir: Path, date: str, meta: dict[str, Any] | None = None, warn: Callable[[str], None] = say) -> str:
+    """prompt.date or, if it is empty, the day on which the run began, so that a resumed run has the same prompts.
+
+    Warns of a run whose file of inputs is lost. Then the day is that of `meta`, the JSON part of a checkpoint.
+    """
+    inputs = _inputs(workdir)
+    saved = ((meta or {}).get("config") or {}).get("prompt.date")
+    date = date or inputs.get("date") or saved or datetime.date.today().isoformat()
+    if not inputs and has_run(workdir):
+        warn(
+            f"warning: {workdir / INPUTS} is missing: changes of data, prompts or code since the run began are not "
+            f"noticed, and the date in prompts is {date} (prompt.date)"
+        )
+    return date
+
+
+def keep_date(folder: Path, date: str) -> None:
+    """Saves the date in the prompts of an evaluation, which the same command reads when it resumes."""
+    if "date" not in (inputs := _inputs(folder)):
+        replace(folder / INPUTS, json.dumps({"date": date, **inputs}) + "\n")
 
 
 def keep_inputs(workdir: Path, date: str, digests: dict[str, str], force: bool | None = None) -> None:

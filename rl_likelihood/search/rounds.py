@@ -23,9 +23,9 @@ from rl_likelihood.learner.batching import concat_rows, given_rollout, to_batch
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.progress import Progress
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.runtime.devices import Devices, batch_size, using
-from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.search import reer
 from rl_likelihood.search.proposer import Ask, Asks, Length, Propose, padded_width
 from rl_likelihood.search.reer import Offer, Search

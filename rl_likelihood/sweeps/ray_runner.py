@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rl_likelihood.runtime.signals import Requests
 from rl_likelihood.shapes import UserError
 from rl_likelihood.sweeps import grid, runners
 from rl_likelihood.sweeps.runners import PAUSE, Job, Say
@@ -34,7 +35,7 @@ def run_ray(jobs: Sequence[Job], resources: dict[str, float], say: Say, pause: t
     if ours:
         path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")]))
         ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
-    asked, passed_on = runners.Asked(), 0
+    asked, passed_on = Requests(), 0
     ended = collections.Counter()
     try:
         needs = {"CPU": 1.0, **resources}

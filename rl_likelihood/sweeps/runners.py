@@ -14,13 +14,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from rl_likelihood.progress import duration
 from rl_likelihood.runtime import run_files
-from rl_likelihood.runtime.console import duration
+from rl_likelihood.runtime.signals import Requests
 from rl_likelihood.shapes import INTERRUPTED, UserError
 from rl_likelihood.sweeps import grid
 
@@ -184,24 +184,6 @@ def shares(at_once: int) -> list[set[int] | None]:
     return [set(cores[i * len(cores) // at_once : (i + 1) * len(cores) // at_once]) for i in range(at_once)]
 
 
-class Asked:
-    """Ctrl-C, SIGTERM, SIGHUP and SIGUSR1, counted: the first lets runs save, the second ends, the third kills them."""
-
-    def __init__(self) -> None:
-        self.times = 0
-        self._old = {}
-        if threading.current_thread() is threading.main_thread():
-            signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
-            self._old = {s: signal.signal(s, self._ask) for s in signals}
-
-    def _ask(self, *_) -> None:
-        self.times += 1
-
-    def restore(self) -> None:
-        for s, handler in self._old.items():
-            signal.signal(s, handler)
-
-
 def run_local(jobs: Sequence[Job], at_once: int, say: Say, pause: tuple[float, float] = PAUSE) -> int:
     """Run the jobs as processes of this machine, `at_once` at a time on equal shares of its cores; an exit code.
 
@@ -213,12 +195,13 @@ def run_local(jobs: Sequence[Job], at_once: int, say: Say, pause: tuple[float, f
     queue = collections.deque((job, 0.0) for job in jobs)  # (job, not before)
     running: dict[int, tuple[Attempt, set[int] | None]] = {}
     ended, met = collections.Counter(), set()  # met: runs that other processes hold
-    asked, passed_on = Asked(), 0
+    asked, passed_on = Requests(), 0
     try:
         while running or (queue and not asked.times):
             while asked.times > passed_on and running:
                 passed_on += 1
-                _pass_on([attempt for attempt, _ in running.values()], passed_on, say)
+                number = asked.first if passed_on == 1 else signal.SIGINT
+                _pass_on([attempt for attempt, _ in running.values()], passed_on, number, say)
             for _ in range(len(queue) if free and not asked.times else 0):
                 job, not_before = queue.popleft()
                 if not free or time.monotonic() < not_before:
@@ -259,14 +242,15 @@ def run_local(jobs: Sequence[Job], at_once: int, say: Say, pause: tuple[float, f
     return verdict(ended, say)
 
 
-def _pass_on(attempts: Iterable[Attempt], times: int, say: Say) -> None:
-    """Passes an interrupt on to the runs: the first two as Ctrl-C, the third as a kill of all their processes."""
+def _pass_on(attempts: Iterable[Attempt], times: int, number: int, say: Say) -> None:
+    """Passes a request to stop on to the runs: the first two as the signal `number`, the third as a kill of all their
+    processes."""
     words = ("stopping after their steps (again: at once)", "stopping at once (again: kill)", "killing")
     say(f"{words[min(times, 3) - 1]}: the runs at work")
     for attempt in attempts:
         with contextlib.suppress(ProcessLookupError):  # ended by itself in between
             if times < 3:
-                os.kill(attempt.process.pid, signal.SIGINT)
+                os.kill(attempt.process.pid, number)
             else:
                 os.killpg(attempt.process.pid, signal.SIGKILL)
 

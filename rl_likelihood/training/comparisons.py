@@ -17,8 +17,8 @@ from rl_likelihood.data.records import records
 from rl_likelihood.datasets.questions import hash_of, variant_key
 from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.learner.judge import JudgeParams
+from rl_likelihood.progress import Progress
 from rl_likelihood.runtime.console import say
-from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.shapes import Compared, Judged, UserError
 
 MOST_HELDOUT = 100  # default limit of held-out questions of a file, with at most a tenth of its rows

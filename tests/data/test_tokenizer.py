@@ -1,6 +1,7 @@
 """Tokenizers from folders and GGUF files, the bytes of their ids, and refusals."""
 
 import json
+import resource
 
 import gguf
 import pytest
@@ -72,6 +73,19 @@ def test_folder_round_trip(make_tokenizer, tmp_path):
     assert (loaded.eos_token, loaded.pad_token) == ("<|im_end|>", "<|pad|>")
     for text in TEXTS:
         assert loaded(text).input_ids == tokenizer(text).input_ids
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_tokenizer_that_finds_no_space_is_one_sentence(size, make_tokenizer, tmp_path):
+    """The second size is enough for all but tokenizer.json, which another library writes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    tokenizer = make_tokenizer(merges=[("a", "b")])[0]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(UserError, match="saved: cannot be written .File too large.*; free some space"):
+            save_tokenizer(tokenizer, tmp_path / "saved")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "sentencepiece", "gguf", "bytes", "plain template"])

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import http.server
 import json
 import random
+import resource
 import subprocess
 import sys
-import threading
-import types
 from pathlib import Path
 
 import pytest
@@ -282,6 +279,8 @@ def test_the_report_accounts_for_every_row(tmp_path, capsys):
         (["--dataset=reasoning_gym"], "no files to prepare; train with data.source=reasoning_gym"),
         (["--dataset=gsm8k", "--source=SOURCE", "--max_chars=-1"], "--max_chars is -1"),
         (["--dataset=gsm8k", "--source=SOURCE", "--heldout=1.5"], "--heldout is 1.5"),
+        (["--dataset=gsm8k", "--source=SOURCE", "--heldout=nan"], "--heldout is nan"),
+        (["--dataset=gsm8k", "--source=SOURCE", "--heldout=inf"], "--heldout is inf"),
         (["--dataset=gsm8k", "--source=SOURCE", "--heldout=many"], "argument --heldout: invalid float value: 'many'"),
         (["--dataset=gsm8k", "--source=SOURCE", "--max_char=5"], "unrecognized arguments: --max_char=5"),
         (
@@ -312,73 +311,22 @@ def test_a_prepared_folder_is_never_overwritten(tmp_path):
         prepare.prepare("gsm8k", source, str(tmp_path / "file"))
 
 
+@pytest.mark.parametrize("rows, size", [(400, 10_000), (20, 100_000)], ids=["the rows", "the report"])
+def test_a_full_disk_is_one_sentence_and_leaves_no_folder(rows, size, tmp_path):
+    source, out = str(gsm8k(tmp_path / "source", rows)), tmp_path / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (tmp_path / "source" / "train.jsonl").open("a") as f:  # duplicates, which the report names
+        f.writelines(json.dumps({"question": "train 1é?", "answer": "#### 1"}) + "\n" for _ in range(400_000 // rows))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"out cannot be written .File too large.; .*--out"):
+            prepare.prepare("gsm8k", source, str(out))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(out.rglob("*.*"))
+
+
 def test_several_sources_have_commas_between_them(tmp_path):
     source = gsm8k(tmp_path / "source")
     both = f"{source / 'test.jsonl'},{source / 'train.jsonl'}"
     assert prepare.prepare("gsm8k", both, str(tmp_path / "out")).splits == {"train": 20, "test": 5}
-
-
-# ---------------------------------------------------------------------------------------- downloads
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
-def test_public_files_are_fetched_once(tmp_path):
-    gsm8k(tmp_path / "public")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=tmp_path / "public"))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}/"
-    dataset = dataclasses.replace(DATASETS["gsm8k"], addresses=(address + "train.jsonl", address + "test.jsonl"))
-    try:
-        paths = files.download(dataset, tmp_path / "downloads")
-        missing = dataclasses.replace(dataset, addresses=(address + "train.txt",))
-        with pytest.raises(UserError, match=r"train\.txt .*\(File not found\).* train\.jsonl"):
-            files.download(missing, tmp_path / "downloads")
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert [Path(p).read_text() for p in paths] == [
-        (tmp_path / "public" / f"{split}.jsonl").read_text() for split in ("train", "test")
-    ]
-    assert files.download(dataset, tmp_path / "downloads") == paths  # nobody answers any more
-    with pytest.raises(UserError, match=r"\(.*refused\).* train\.jsonl .*--source"):
-        files.download(dataset, tmp_path / "elsewhere")
-    assert not list((tmp_path / "elsewhere").rglob("*.jsonl"))
-
-
-def test_a_missing_hub_library_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"hf:a/b .* pip install -e '\.\[hub\]'.*FILE"):
-        files.from_hub("hf:a/b", "give FILE")
-
-
-def test_a_data_set_of_the_hub_is_a_source(tmp_path, monkeypatch):
-    """What their library is asked for, and what becomes of the folder that it answers with."""
-    main, other = (gsm8k(tmp_path / "snapshot" / name) for name in ("main", "socratic"))
-    assert main != other
-    asked = []
-
-    def snapshot_download(repository, repo_type, revision, allow_patterns):
-        if repository == "owner/absent":
-            raise OSError("404\nnot found")
-        asked.append((repository, repo_type, revision, allow_patterns))
-        return str(tmp_path / "snapshot")
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
-    report = prepare.prepare("gsm8k", "hf:owner/name/main", str(tmp_path / "out"))
-    assert report.splits == {"train": 20, "test": 5} and report.duplicates == report.repeats == ()
-    prepare.prepare("gsm8k", "hf:owner/name@v1/main", str(tmp_path / "pinned"))
-    assert [a[:3] for a in asked] == [("owner/name", "dataset", None), ("owner/name", "dataset", "v1")]
-    assert "main/*.parquet*" in asked[0][3]
-    for source, words in (
-        ("hf:owner/name", "asks the 5 test questions of main/test.jsonl again, .*: hf:owner/name/main or hf:.*/s"),
-        ("hf:owner/absent", r"hf:owner/absent cannot be fetched \(404\); give train\.jsonl"),
-        ("hf:owner/name/none", "owner/name has no folder 'none' with data"),
-        ("hf:name", "'hf:name' names no data set of the hub; write hf:owner/name"),
-        ("hf:owner/../x", "names no data set of the hub"),
-    ):
-        with pytest.raises(UserError, match=words):
-            prepare.prepare("gsm8k", source, str(tmp_path / "elsewhere"))

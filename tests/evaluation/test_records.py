@@ -118,7 +118,7 @@ def test_marks_of_older_rules_are_not_kept(tmp_path, monkeypatch):
 
 def test_one_evaluation_at_a_time_writes_a_file_and_says_how_far_it_is(tmp_path, monkeypatch):
     task, params = task_of(eval__prompts=2)
-    monkeypatch.setattr("rl_likelihood.runtime.progress.EVERY", 0.01)
+    monkeypatch.setattr("rl_likelihood.progress.EVERY", 0.01)
     said = []
     out = evaluated(task, params, task.heldout, between=lambda: time.sleep(0.1), folder=tmp_path, say=said.append)
     assert said[0] == "evaluating 2 questions, 1 greedy and 2 sampled chains each"
@@ -148,7 +148,7 @@ def test_the_command_goes_on_with_records_that_are_there(tmp_path):
     c = small_config()
     task, params = load(build(c))
     out = evaluated(task, params, task.heldout, folder=tmp_path / "out")
-    arguments = f"--config={config_file(tmp_path)}", f"--out={tmp_path / 'out'}"
+    arguments = f"--config={config_file(tmp_path)}", f"--out={tmp_path / 'out'}", "--config.prompt.date=2026-01-02"
     process = subprocess.run(
         [sys.executable, "-m", "rl_likelihood.evaluate", *arguments],
         cwd=ROOT,
@@ -162,3 +162,4 @@ def test_the_command_goes_on_with_records_that_are_there(tmp_path):
     row = json.loads(process.stdout)
     assert numbers(row) == {"step": 0, "data": "faulty_losses", **numbers(out)} and row["records"] == out["records"]
     assert run_files.read(tmp_path / "out" / "eval.jsonl") == [row]
+    assert json.loads((tmp_path / "out" / "inputs.json").read_text()) == {"date": "2026-01-02"}

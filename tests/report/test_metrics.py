@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.report import metrics
-from rl_likelihood.report.tracking import Tracker, board
+from rl_likelihood.report.tracking import Board, Tracker
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
@@ -226,7 +226,7 @@ def test_tensorboard_s_files_have_the_numbers(tmp_path):
     pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event
 
-    with metrics.MetricsWriter(tmp_path, 5, 0, Tracker(tmp_path, "off", "p", {}, board(tmp_path, 0))) as writer:
+    with metrics.MetricsWriter(tmp_path, 5, 0, Tracker(tmp_path, "off", "p", {}, Board(tmp_path, 0))) as writer:
         writer.metrics(1, {"reward/mean": 1.5})
         writer.eval(2, {"greedy_success": 0.25})
     (file,) = (tmp_path / "tensorboard").iterdir()
@@ -236,3 +236,19 @@ def test_tensorboard_s_files_have_the_numbers(tmp_path):
         event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
         values |= {(event.step, v.tag): v.simple_value for v in event.summary.value}
     assert values == {(1, "reward/mean"): 1.5, (2, "eval/greedy_success"): 0.25}
+
+
+def test_a_full_disk_ends_tensorboard_s_copy_and_not_the_run(tmp_path, capsys):
+    pytest.importorskip("tensorboardX")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    tracker = Tracker(tmp_path, "off", "p", {}, Board(tmp_path, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        for step in range(3):
+            tracker.log(step, {f"number/{i}": 1.0 for i in range(30)})
+        with pytest.raises(UserError, match="tensorboard/events.*: cannot be written"):
+            Board(tmp_path / "other", 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    tracker.close()
+    assert capsys.readouterr().out.count("warning: TensorBoard failed") == 1

@@ -1,5 +1,6 @@
 """Two processes of four CPU devices: the same run as one process, its checkpoint for one, and what they refuse."""
 
+import json
 import os
 import signal
 import subprocess
@@ -177,6 +178,9 @@ IMPOSSIBLE = [
     (["--coordinator=a:b", "--num_processes=2", "--process_id=0"], "--coordinator is 'a:b'"),
     (["--coordinator=a:99999", "--num_processes=2", "--process_id=0"], "--coordinator is 'a:99999'"),
     (["--coordinator=a:0", "--num_processes=2", "--process_id=1"], "--coordinator is 'a:0'"),
+    (["--coordinator=:1", "--num_processes=2", "--process_id=1"], "--coordinator is ':1'"),
+    (["--coordinator=10.0.0..2:1", "--num_processes=2", "--process_id=1"], "--coordinator is '10.0.0..2:1'"),
+    ([f"--coordinator={'a' * 64}:1", "--num_processes=2", "--process_id=0"], f"--coordinator is '{'a' * 64}:1'"),
     (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], "--process_id is 2, but --num_processes is 2"),
 ]
 
@@ -207,6 +211,23 @@ def test_a_workdir_that_is_not_shared_or_in_use_is_refused_by_all_in_one_sentenc
         lines = [said(p) for p in both]
     assert [p.returncode for p in both] == [2, 2] and lines[1] == [], lines
     assert len(lines[0]) == 1 and f"in use by process {os.getpid()} on this host" in lines[0][0]
+
+
+@pytest.mark.slow
+def test_a_finished_run_with_other_data_is_refused_and_stays_done(tmp_path):
+    lines = [json.dumps({"prompt": f"{i}+1", "answer": str(i + 1)}) + "\n" for i in range(8)]
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    data = {"data.source": "files", "data.train_path": str(tmp_path / "train.jsonl"), "data.train_size": 0}
+    config = config_file(tmp_path, **data, **{"data.heldout_size": 2, "eval.prompts": 0, "train.steps": 1})
+    code = [sys.executable, "-m", "rl_likelihood.train", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    subprocess.run(code, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    before = (tmp_path / "run" / "STATUS").read_text()
+    (tmp_path / "train.jsonl").write_text("".join(lines[:-1]))
+    both = start(config, tmp_path / "run")
+    said_by = [said(p) for p in both]
+    assert [p.returncode for p in both] == [2, 2], said_by
+    assert "other questions" in said_by[0][-1] and "error" not in "".join(said_by[1]), said_by
+    assert (tmp_path / "run" / "STATUS").read_text() == before and '"done"' in before
 
 
 @pytest.mark.slow

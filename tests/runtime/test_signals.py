@@ -46,6 +46,7 @@ def test_usr1_asks_to_stop_and_only_the_second_term_after_it_ends_the_run_at_onc
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.requested
         os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)

@@ -12,11 +12,18 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+from rl_likelihood.data.byte_tokenizer import byte_tokenizer
+from rl_likelihood.data.tokenizer import save_tokenizer
+from rl_likelihood.model import decoder
+from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.lock import lock
+from rl_likelihood.weights import files
 from tests.runs import config_file
 from tests.runtime.processes import free_port
 
@@ -153,17 +160,31 @@ def test_a_wrong_coordinator_is_said_within_seconds_and_ends_with_1(number, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_file_that_may_not_grow_ends_the_run_in_one_sentence_and_status_says_so(tmp_path):
-    """As a quota. The limit is below the size of a checkpoint's parameters."""
+def model_with_a_tokenizer(folder: Path) -> Path:
+    """A model's folder, whose chat template is longer than the limit below."""
+    cfg, tokenizer = random_model("nano"), byte_tokenizer()
+    tokenizer.chat_template += "{# a comment #}" * 2000
+    files.save(folder, cfg, jax.tree.map(np.asarray, decoder.init(jax.random.key(0), cfg)), "float32", {})
+    save_tokenizer(tokenizer, folder)
+    return folder
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "tokenizer"])
+def test_a_file_that_may_not_grow_ends_the_run_in_one_sentence_and_status_says_so(what, tmp_path):
+    """As a quota. The limit is below the size of a checkpoint's parameters, and of a tokenizer's file."""
+    changes = {}
+    if what == "tokenizer":
+        changes = {"model.preset": "", "model.path": str(model_with_a_tokenizer(tmp_path / "model"))}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        process = train(tmp_path)
+        process = train(tmp_path, **changes)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 2, said
-    assert status(tmp_path / "run")["state"] == "failed" and "cannot be written" in status(tmp_path / "run")["error"]
+    assert status(tmp_path / "run")["state"] == "failed"
+    assert f"{what}" in status(tmp_path / "run")["error"] and "cannot be written" in status(tmp_path / "run")["error"]
     assert [line for line in said.splitlines() if line.startswith("error: ")], said
     assert "Traceback" not in said
 

@@ -1,6 +1,7 @@
 """The files of a workdir on a full disk, and a terminal that lacks characters."""
 
 import dataclasses
+import datetime
 import json
 import os
 import resource
@@ -10,12 +11,12 @@ import types
 
 import pytest
 
-from rl_likelihood import train
+from rl_likelihood import evaluate, train
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import BYTES
 from rl_likelihood.report.metrics import MetricsWriter
 from rl_likelihood.runtime import run_files
-from rl_likelihood.runtime.workdir import INPUTS, OtherInputs, keep_inputs
+from rl_likelihood.runtime.workdir import INPUTS, OtherInputs, keep_date, keep_inputs, pinned_date
 from rl_likelihood.shapes import UserError
 from rl_likelihood.training.session import Session, failure_in_status
 from tests.runs import small_config
@@ -40,6 +41,35 @@ def test_a_character_that_stdout_lacks_is_replaced():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert (done.returncode, done.stdout) == (0, b"? ?3\nend\n"), done.stderr.decode()
+
+
+def test_the_date_of_a_run_is_kept_and_a_lost_file_of_inputs_is_said(tmp_path, capsys):
+    today = datetime.date.today().isoformat()
+    meta = {"config": {"prompt.date": "2026-01-02"}}
+    assert pinned_date(tmp_path, "") == today and pinned_date(tmp_path, "2026-01-01") == "2026-01-01"
+    run_files.append(tmp_path / run_files.METRICS, {"step": 1})
+    assert capsys.readouterr().out == ""
+    assert pinned_date(tmp_path, "", meta) == "2026-01-02"
+    said = capsys.readouterr().out
+    assert INPUTS in said and "not noticed" in said and "2026-01-02" in said and said.count("\n") == 1
+    keep_date(tmp_path, "2026-01-03")
+    keep_date(tmp_path, "2026-01-04")
+    assert pinned_date(tmp_path, "", meta) == "2026-01-03" and capsys.readouterr().out == ""
+
+
+def test_an_evaluation_of_no_run_keeps_its_date_beside_its_records(tmp_path, monkeypatch):
+    dates = []
+
+    def stop(c, **_):
+        dates.append(c.prompt.date)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "load", stop)
+    keep_date(tmp_path, "2026-01-02")
+    for c in (build(small_config()), build(small_config(prompt__date="2026-01-01"))):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.run(c, None, None, tmp_path)
+    assert dates == ["2026-01-02", "2026-01-01"]
 
 
 def test_inputs_may_change_until_there_are_results(tmp_path):

@@ -140,7 +140,7 @@ def test_more_runs_than_cores_are_refused():
 
 
 STATUS = '{\\"state\\": \\"interrupted\\", \\"step\\": 1, \\"steps\\": 2, \\"error\\": \\"\\"}'
-SAVES = f"""trap 'printf "{STATUS}" > STATUS; exit 0' INT
+SAVES = f"""trap 'printf "{STATUS}" > STATUS; exit 0' INT USR1
 touch up; while true; do sleep 0.05; done"""
 
 
@@ -173,6 +173,30 @@ def test_the_third_ctrl_c_kills_what_will_not_end(tmp_path):
     when_up(tmp_path / "run" / "up", three_times)
     code, _ = run(job(tmp_path, "trap '' INT; touch up; while true; do sleep 0.05; done"))
     assert code == runners.INTERRUPTED and not grid.held(tmp_path / "run")
+
+
+def test_a_second_hangup_or_the_term_after_usr1_does_not_reach_the_runs(tmp_path):
+    """A terminal closes: kernel and shell both send SIGHUP. A job's time ends: SIGUSR1, then SIGTERM."""
+    root = Path(__file__).parents[2]
+    script = f"""trap 'echo HUP >> got' HUP; trap 'echo USR1 >> got' USR1; trap 'echo more >> got' INT TERM
+touch up; while [ ! -e end ]; do sleep 0.05; done; printf "{STATUS}" > STATUS"""
+    for signals, got in (((signal.SIGHUP, signal.SIGHUP), "HUP"), ((signal.SIGUSR1, signal.SIGTERM), "USR1")):
+        stopped = job(tmp_path, script, got)
+        code = (
+            "from pathlib import Path\nfrom rl_likelihood.sweeps import runners\n"
+            f"run = runners.Job('run', Path({str(stopped.workdir)!r}), {stopped.command!r})\n"
+            "exit(runners.run_local([run], 1, print))"
+        )
+        runner = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True)
+        while not (stopped.workdir / "up").exists():
+            time.sleep(0.05)
+        for number in signals:
+            runner.send_signal(number)
+            time.sleep(0.5)
+        (stopped.workdir / "end").touch()
+        assert "stopping at once" not in runner.communicate()[0] and runner.returncode == runners.INTERRUPTED
+        assert (stopped.workdir / "got").read_text().split() == [got]
+        assert grid.state(stopped.workdir).kind == "preempted"
 
 
 # Holds the workdir's lock and ends when it is told to, as a run does.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rl_likelihood import train
+from rl_likelihood import progress, train
 from rl_likelihood.config import build
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.workdir import INITIAL
@@ -39,10 +39,12 @@ def test_given_chains_are_taught_with_the_answers_that_they_lead_to_and_rl_score
     assert 0 < sum(row.example.answer != answer for row, answer in zip(task.train, answers, strict=True)) < len(answers)
 
 
-def test_the_last_step_of_a_warm_start_is_checked_too(tmp_path, monkeypatch):
+def test_the_last_step_of_a_warm_start_is_checked_too_and_its_progress_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.01)
     monkeypatch.setattr(warm_start, "all_finite", lambda _: False)
     with pytest.raises(UserError, match="warm start: step 1.*not finite.*lower warm_start.lr"):
         train.run(build(small_config(**ONE, **WARM | {"warm_start__steps": 1})), tmp_path / "run")
+    assert "warm start: trained 0 of 1 steps, " in capsys.readouterr().out
     assert not (tmp_path / "run" / INITIAL).exists()
 
 
@@ -55,6 +57,13 @@ def test_a_model_that_is_not_finite_is_refused_before_anything_is_saved(tmp_path
     with pytest.raises(UserError, match="model.path is .*not finite"):
         train.run(build(small_config(**ONE, loss__kl="k3", loss__kl_coef=0.1)), tmp_path / "run")
     assert not (tmp_path / "run" / INITIAL).exists()
+
+
+def test_own_chains_that_cannot_be_written_are_one_sentence(tmp_path):
+    (tmp_path / "run" / "warm_start.jsonl.part").mkdir(parents=True)  # in the way, as a full disk is
+    own = {"warm_start__steps": 2, "warm_start__prompts": 4, "warm_start__prompts_per_step": 4}
+    with pytest.raises(UserError, match="warm_start.jsonl: cannot be written"):
+        run(tmp_path / "run", warm_start__examples=0, **ONE, **own)
 
 
 def test_a_warm_start_on_own_chains_says_when_there_are_none(tmp_path):

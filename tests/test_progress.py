@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from rl_likelihood.runtime import progress
-from rl_likelihood.runtime.progress import Progress, time_left
+from rl_likelihood import progress
+from rl_likelihood.progress import Progress, of_bytes, time_left
 
 
 def test_the_first_piece_also_compiles_and_is_not_counted():
@@ -92,6 +92,24 @@ def test_work_with_lines_of_its_own_says_nothing_in_a_log():
     with Progress("step", 3, "steps", stream=out) as steps:
         steps.advance()
     assert out.getvalue() == "" and steps.left() is None
+
+
+def test_a_download_says_on_stderr_how_much_is_there(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    with of_bytes("downloaded", 93e6) as told:
+        for size, words in ((0, "downloaded 0 of 93 MB, "), (12_400_000, "downloaded 12 of 93 MB, ")):
+            told(size)
+            said = ""
+            while words not in said:
+                time.sleep(0.01)
+                said += capsys.readouterr().err
+        told(200_000_000)  # a second copy
+    monkeypatch.setattr(progress, "shown", False)
+    with of_bytes("downloaded", 1e6) as told:
+        told(1_000_000)
+        time.sleep(0.1)
+    progress.tell("of another process")
+    assert capsys.readouterr().out == "" and "another" not in capsys.readouterr().err
 
 
 def test_a_bar_may_stand_inside_another(monkeypatch):

@@ -1,0 +1,82 @@
+"""Downloads of data sets: once, whole or not at all, with their progress."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from rl_likelihood import progress
+from rl_likelihood.datasets import DATASETS, files, prepare
+from rl_likelihood.shapes import UserError
+from tests.datasets.test_prepare import gsm8k
+from tests.servers import slow_server
+
+
+def test_public_files_are_fetched_once(tmp_path):
+    gsm8k(tmp_path / "public")
+    with slow_server(tmp_path / "public", lambda: True) as address:
+        addresses = (f"{address}/train.jsonl", f"{address}/test.jsonl")
+        dataset = dataclasses.replace(DATASETS["gsm8k"], addresses=addresses)
+        paths = files.download(dataset, tmp_path / "downloads")
+        missing = dataclasses.replace(dataset, addresses=(f"{address}/train.txt",))
+        with pytest.raises(UserError, match=r"train\.txt .*\(File not found\).* train\.jsonl"):
+            files.download(missing, tmp_path / "downloads")
+    assert [Path(p).read_text() for p in paths] == [
+        (tmp_path / "public" / f"{split}.jsonl").read_text() for split in ("train", "test")
+    ]
+    assert files.download(dataset, tmp_path / "downloads") == paths  # nobody answers any more
+    with pytest.raises(UserError, match=r"\(.*refused\).* train\.jsonl .*--source"):
+        files.download(dataset, tmp_path / "elsewhere")
+    assert not list((tmp_path / "elsewhere").rglob("*.jsonl"))
+
+
+def test_a_download_says_how_much_is_there(tmp_path, monkeypatch):
+    """The server sends a third of the file, and the rest once the line has come."""
+    (tmp_path / "train.jsonl").write_bytes(content := b"1" * 6_000_000)
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())
+    with slow_server(tmp_path, lambda: "fetched 2 of 6 MB" in said.getvalue()) as address:
+        dataset = dataclasses.replace(DATASETS["gsm8k"], addresses=(f"{address}/train.jsonl",))
+        (path,) = files.download(dataset, tmp_path / "downloads")
+    assert Path(path).read_bytes() == content
+    assert said.getvalue().startswith(f"fetching {address}/train.jsonl (6.0 MB)\n")
+
+
+def test_a_missing_hub_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"hf:a/b .* pip install -e '\.\[hub\]'.*FILE"):
+        files.from_hub("hf:a/b", "give FILE")
+
+
+def test_a_data_set_of_the_hub_is_a_source(tmp_path, monkeypatch):
+    """What their library is asked for, and what becomes of the folder that it answers with."""
+    main, other = (gsm8k(tmp_path / "snapshot" / name) for name in ("main", "socratic"))
+    assert main != other
+    asked = []
+
+    def snapshot_download(repository, repo_type, revision, allow_patterns):
+        if repository == "owner/absent":
+            raise OSError("404\nnot found")
+        asked.append((repository, repo_type, revision, allow_patterns))
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    report = prepare.prepare("gsm8k", "hf:owner/name/main", str(tmp_path / "out"))
+    assert report.splits == {"train": 20, "test": 5} and report.duplicates == report.repeats == ()
+    prepare.prepare("gsm8k", "hf:owner/name@v1/main", str(tmp_path / "pinned"))
+    assert [a[:3] for a in asked] == [("owner/name", "dataset", None), ("owner/name", "dataset", "v1")]
+    assert "main/*.parquet*" in asked[0][3]
+    for source, words in (
+        ("hf:owner/name", "asks the 5 test questions of main/test.jsonl again, .*: hf:owner/name/main or hf:.*/s"),
+        ("hf:owner/absent", r"hf:owner/absent cannot be fetched \(404\); give train\.jsonl"),
+        ("hf:owner/name/none", "owner/name has no folder 'none' with data"),
+        ("hf:name", "'hf:name' names no data set of the hub; write hf:owner/name"),
+        ("hf:owner/../x", "names no data set of the hub"),
+    ):
+        with pytest.raises(UserError, match=words):
+            prepare.prepare("gsm8k", source, str(tmp_path / "elsewhere"))
