@@ -115,14 +115,15 @@ def load_fast(cfg: DataConfig, shown: Shots = ()) -> list[Example]:
         )
     if cfg.fast_split == (cfg.train_split or "train"):
         raise UserError(f"data.fast_split is {cfg.fast_split!r}, which is trained on; name another split")
-    return without(prepared.read(cfg.train_path, cfg.fast_split), questions.worked_groups(shown, ()), "")[0]
+    rows = prepared.read(cfg.train_path, cfg.fast_split)
+    return questions.without_worked(rows, questions.worked_groups(shown, ()))[0]
 
 
 def resolve_prompt(prompt: PromptConfig, cfg: DataConfig, most: int) -> PromptConfig:
     """The prompt's settings with the texts of the files that they name: instruction and worked examples.
 
     `most` is the largest number of worked examples in any prompt of the run. Without `examples_path` prompts show those
-    of the data's own tasks, or the first training rows that have a chain.
+    of the data's own tasks, or the first single-turn training rows that have a chain.
     """
     instruction = prompt.instruction
     if prompt.instruction_path:
@@ -151,11 +152,12 @@ def _own_examples(path: str, cfg: DataConfig, most: int) -> Shots:
         rows = prepared.read(cfg.train_path, train) if train in prepared.splits(cfg.train_path) else []
     else:
         rows = read_rows(_sides(cfg)[0], _folder(cfg.train_path), cfg.columns, cfg.skip_bad_rows)[0]
-    shots = tuple((row.prompt, row.chain, row.answer) for row in rows if row.chain)[:most]
+    rows = [row for row in rows if row.chain and questions.single_turn(row)]
+    shots = tuple((row.prompt, row.chain, row.answer) for row in rows[:most])
     if path and len(shots) < most:
         raise UserError(
-            f"prompt.examples_path = {path} has {len(shots)} rows with a chain, but {most} worked examples are asked "
-            f"for; add rows, or set prompt.examples and warm_start.examples to at most {len(shots)}"
+            f"prompt.examples_path = {path} has {len(shots)} single-turn rows with a chain, but {most} worked examples "
+            f"are asked for; add rows, or set prompt.examples and warm_start.examples to at most {len(shots)}"
         )
     return shots if len(shots) == most else ()
 
@@ -283,8 +285,8 @@ def _load_files(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
     read = len(rows) + len(held)
     (rows, again), (held, again_held) = distinct(rows), distinct(held)
     worked = questions.worked_groups(shown, (row.task for row in (*rows, *held)))
-    rows, removed = without(rows, worked, "a worked example")
-    held, removed_held = without(held, worked, "a worked example")
+    rows, removed = questions.without_worked(rows, worked)
+    held, removed_held = questions.without_worked(held, worked)
     sides = [(rows, bad, cfg.train_path), (held, bad_held, held_path)][: 1 if located_held is None else 2]
     for side, unread, path in sides:
         if not side:
@@ -374,8 +376,8 @@ def _load_prepared(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
         )
     read = len(rows) + len(held)
     worked = questions.worked_groups(shown, ())
-    rows, removed = without(rows, worked, "a worked example")
-    held, removed_held = without(held, worked, "a worked example")
+    rows, removed = questions.without_worked(rows, worked)
+    held, removed_held = questions.without_worked(held, worked)
     train = _first(rows, cfg, "train", cfg.train_path) if training else []
     heldout = _first(held, cfg, "heldout", cfg.train_path)
     removed += removed_held
