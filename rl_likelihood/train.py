@@ -127,7 +127,7 @@ def run(c: Config, workdir: Path, force: bool = False, copy: bucket.Copy | None 
         stop = StopRequest()
         try:
             with failure_in_status(writer):
-                session = Session(workdir, writer, stop, original, force, copy)
+                session = Session(workdir, writer, stop, original, force, copy, saved[2] if saved else "")
                 step, finished = resume or 0, has_ended(workdir, resume, c.train.steps, old_status)
                 if not finished:
                     if c.reward.judged:
