@@ -49,7 +49,7 @@ from rl_likelihood.runtime.devices import make_devices, using
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.runtime.signals import StopRequest
-from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim, keep_inputs, write_config
+from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim, keep_inputs, pinned_date, write_config
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.task import load, load_model, load_tokenizer
@@ -137,8 +137,10 @@ def reward_model(c: Config, workdir: Path, only_evaluate: bool = False, force: b
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock(workdir))
         claim(workdir, c, force)
-        keep_inputs(workdir, "", {"questions": digest(train, heldout)}, force)
-        write_config(workdir, c)
+        given = c
+        c = dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=pinned_date(workdir, c.prompt.date)))
+        keep_inputs(workdir, c.prompt.date, {"questions": digest(train, heldout)}, force)
+        write_config(workdir, given)
         devices = make_devices(c)
         reader, eos_ids = reader_for(c, [r.prompt for r in (*train, *heldout)])
         model, params, path = load_model(c, devices.learner)
@@ -160,7 +162,7 @@ def reader_for(c: Config, questions: list[str]) -> tuple[Reader, tuple[int, ...]
             f"{model.max_position} positions of the model; lower one"
         )
     vocab = tokenizer.vocab_bytes(text, model.vocab_size)
-    reader = Reader(text, vocab, SCORE, c.judge.max_prompt, c.judge.max_row)
+    reader = Reader(text, vocab, SCORE._replace(date=c.prompt.date), c.judge.max_prompt, c.judge.max_row)
     judged_text.refuse_template(reader)
     judged_text.refuse_long(reader, questions)
     return reader, eos_ids

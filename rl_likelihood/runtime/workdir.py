@@ -82,7 +82,12 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 def pinned_date(workdir: Path, date: str) -> str:
     """prompt.date or, if it is empty, the day on which the run began, so that a resumed run has the same prompts."""
-    return date or _inputs(workdir).get("date") or datetime.date.today().isoformat()
+    return date or kept_date(workdir) or datetime.date.today().isoformat()
+
+
+def kept_date(workdir: Path) -> str:
+    """The date in the prompts of the workdir's run; "" if it has none."""
+    return _inputs(workdir).get("date", "")
 
 
 def keep_inputs(workdir: Path, date: str, digests: dict[str, str], force: bool | None = None) -> None:

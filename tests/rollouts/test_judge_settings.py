@@ -49,3 +49,9 @@ def test_a_dry_run_refuses_the_judge_first(tmp_path):
     about = {"reward__name": "judge", "judge__model": str(tmp_path / "gone"), "judge__where": "step"}
     with pytest.raises(UserError, match="gone"):
         dry_run(build(small_config(**about, model__preset="", model__path="nowhere")))
+
+
+def test_a_judge_s_prompt_has_the_date_of_the_run():
+    for changes in ({"reward__name": "judge"}, {"reward__name": "reward_model"}):
+        config = build(small_config(**changes, judge__model="x", prompt__date="2024-02-29"))
+        assert form_for(config).date == "2024-02-29"
