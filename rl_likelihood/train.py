@@ -24,7 +24,7 @@ from rl_likelihood.cli.summary import summary
 from rl_likelihood.config import build, describe, flatten
 from rl_likelihood.data.byte_tokenizer import BYTES
 from rl_likelihood.data.prompts import digest_of_ids
-from rl_likelihood.data.tokenizer import save_tokenizer
+from rl_likelihood.data.tokenizer import keep_tokenizer
 from rl_likelihood.datasets.questions import digest, digest_of_files
 from rl_likelihood.learner.adversarial import init_run_state, run_state_shardings
 from rl_likelihood.learner.optimizer import make_optimizer
@@ -270,10 +270,8 @@ def keep_inputs_of_run(task: Task, session: Session) -> None:
         digests |= {"code": digest_of_files(c.reward.file, c.env.file, c.rubric.path), EXAMPLES: digest_of_examples(c)}
         keep_inputs(session.workdir, c.prompt.date, digests, session.force)
         write_config(session.workdir, session.given)
-        if task.model_path != BYTES and not (session.workdir / TOKENIZER).exists():
-            part = session.workdir / f"{TOKENIZER}.part"
-            save_tokenizer(task.tokenizer, part, task.fmt.eos_ids)
-            part.rename(session.workdir / TOKENIZER)
+        if task.model_path != BYTES:
+            keep_tokenizer(task.tokenizer, session.workdir / TOKENIZER, task.fmt.eos_ids)
 
     distributed.by_first(keep)
     if session.copy:

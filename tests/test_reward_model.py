@@ -18,7 +18,7 @@ from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.reward_model import reward_model
 from rl_likelihood.rollouts.local_judge import HEAD, load_head, local_judge, save_head
 from rl_likelihood.run_model import random_model
-from rl_likelihood.runtime import run_files
+from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.workdir import keep_inputs, write_config
 from rl_likelihood.shapes import UserError
 from rl_likelihood.training.comparisons import digest, load_comparisons
@@ -97,6 +97,26 @@ def test_it_trains_resumes_and_judges(tmp_path):
     save_head(run, load_head(str(run))[0], 1.0, step=2)
     with pytest.raises(UserError, match="of step 2.*of step 4.*--evaluate"):
         local_judge(str(run), SCORE, 40, 20)
+
+
+def test_its_workdir_travels_without_its_model(tmp_path):
+    data, folder, run = write(tmp_path / "rows.jsonl"), tmp_path / "model", tmp_path / "run"
+    model, text = random_model("nano"), byte_tokenizer()
+    files.save(folder, model, random_params(model, seed=4, scale=0.1))
+    text.chat_template = '{{ strftime_now("%d %b") }}' + text.chat_template
+    save_tokenizer(text, folder)
+    c = config(data, model__preset="", model__path=str(folder), prompt__date="2024-02-29")
+    out = reward_model(c, run)
+    assert not list(run.glob("*.part"))
+    shutil.rmtree(folder)
+    # The date is kept too: with another one the scores would differ.
+    c = config(data, model__preset="", model__path=str(folder))
+    write_config(run, c)
+    again = reward_model(c, run, only_evaluate=True)
+    assert (again["pair_accuracy"], again["nll"]) == (out["pair_accuracy"], out["nll"])
+    shutil.rmtree(run / "checkpoints" / "4")
+    assert reward_model(c, run)["nll"] == out["nll"]
+    assert checkpoint.describe(run)[2] == str(folder)
 
 
 @pytest.mark.parametrize(
