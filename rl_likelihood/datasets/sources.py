@@ -199,6 +199,11 @@ def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Loca
     """Records of `train_path` to train on, and those that its files name as held out; None if they name none."""
     if not cfg.train_path:
         raise UserError(f"data.train_path is empty; name {OWN.fetch} with --config.data.train_path=PATH")
+    if cfg.heldout_path and cfg.heldout_split:
+        raise UserError(
+            f"data.heldout_path is {cfg.heldout_path!r} and data.heldout_split {cfg.heldout_split!r}, but "
+            "held-out rows come from one of them; leave the other empty"
+        )
     by_split: dict[str, list[tuple[Location, Any]]] = {}
     for location, record in _located(cfg.train_path, "data.train_path"):
         by_split.setdefault(location.split, []).append((location, record))

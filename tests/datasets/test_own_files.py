@@ -149,6 +149,7 @@ def test_sizes_take_the_first_rows_or_all(tmp_path):
         ({"heldout_path": path}, ("all 9 questions",)),
         ({"heldout_path": write(tmp_path / "empty.jsonl", [])}, ("empty.jsonl has no usable row",)),
         ({"train_split": "dev"}, ("data.train_split is 'dev'", "named for no split; drop it")),
+        ({"heldout_path": other, "heldout_split": "test"}, ("data.heldout_path is", "data.heldout_split 'test'")),
     ):
         with pytest.raises(UserError) as e:
             load(own(path, **fields))
