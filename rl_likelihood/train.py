@@ -266,9 +266,12 @@ def keep_inputs_of_run(task: Task, session: Session) -> None:
 
     def keep() -> None:
         c, sides = task.config, [[row.example for row in rows] for rows in (task.train, task.heldout)]
-        digests = {"questions": digest(*sides), "prompts": digest_of_ids([*task.train, *task.heldout, *task.fast])}
+        digests = {
+            "questions": digest(*sides, ids=False),
+            "prompts": digest_of_ids([*task.train, *task.heldout, *task.fast]),
+        }
         digests |= {"code": digest_of_files(c.reward.file, c.env.file, c.rubric.path), EXAMPLES: digest_of_examples(c)}
-        keep_inputs(session.workdir, c.prompt.date, digests, session.force)
+        keep_inputs(session.workdir, c.prompt.date, digests, session.force, {"questions": digest(*sides)})
         write_config(session.workdir, session.given)
         if task.model_path != BYTES:
             keep_tokenizer(task.tokenizer, session.workdir / TOKENIZER, task.fmt.eos_ids)

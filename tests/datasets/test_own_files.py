@@ -75,6 +75,12 @@ def test_the_digest_changes_with_any_field_and_with_the_side():
     assert len({digest([a], [b]), *others}) == 1 + len(others)
 
 
+def test_a_digest_without_ids_is_the_same_after_a_file_is_renamed(tmp_path):
+    rows = [load(own(write(tmp_path / name, questions(3))))[0] for name in ("a.jsonl", "b.jsonl")]
+    assert digest(rows[0], [], ids=False) == digest(rows[1], [], ids=False) != digest(rows[0][:2], [], ids=False)
+    assert digest(rows[0], []) != digest(rows[1], [])
+
+
 # ---------------------------------------------------------------------------------------- what is held out
 
 
