@@ -17,7 +17,16 @@ from rl_likelihood.datasets import files, procedural, questions
 from rl_likelihood.datasets.common import Files
 from rl_likelihood.datasets.documents import distinct_works, read_documents, sides
 from rl_likelihood.datasets.procedural import PRESETS
-from rl_likelihood.datasets.questions import by_group, distinct, group_key, hold_out, named, variant_key, without
+from rl_likelihood.datasets.questions import (
+    by_group,
+    distinct,
+    group_key,
+    hold_out,
+    named,
+    question_key,
+    variant_key,
+    without,
+)
 from rl_likelihood.datasets.settings import DataConfig, LoadReport
 from rl_likelihood.shapes import Example, UserError
 
@@ -157,10 +166,10 @@ def _draw_split(cfg: DataConfig, split: str, size: int, excluded: set[str]) -> t
         dry = 0
         while len(chosen) < want:
             example = next(stream)
-            key = variant_key(example.prompt)
+            key = question_key(example.prompt)
             drawn += 1
             dry += 1
-            if key in excluded:
+            if variant_key(example.prompt) in excluded:
                 overlap += 1
             elif key in asked:
                 duplicates += 1
