@@ -25,6 +25,7 @@ DEPENDS = {
     "prompts": ("instruction, worked examples or tokenizer", ("prompt.instruction_path", "prompt.examples_path")),
     "code": ("a file of your own", ("reward.file", "env.file", "rubric.path")),
 }
+BEGINNING = "initial_model"  # the digest of the model that the run began with, for evaluations
 EXAMPLES = "examples"  # the digest of the worked examples in every prompt, for evaluations
 TOKENIZER = "tokenizer"  # folder with a copy of the tokenizer, because the model's files may move
 
@@ -106,7 +107,8 @@ def keep_inputs(
         )
     if changed:
         say(f"warning: {workdir} resumes with other {changed[0]} (--force)")
-    replace(workdir / INPUTS, json.dumps({"date": date, **digests}) + "\n")
+    kept = {BEGINNING: old[BEGINNING]} if BEGINNING in old else {}
+    replace(workdir / INPUTS, json.dumps({"date": date, **kept, **digests}) + "\n")
 
 
 def _or_force(force: bool | None) -> str:
@@ -116,6 +118,11 @@ def _or_force(force: bool | None) -> str:
 def _inputs(workdir: Path) -> dict[str, str]:
     path = workdir / INPUTS
     return read_object(path, "delete it, and the next run of this workdir writes it anew") if path.exists() else {}
+
+
+def digest_of_beginning(workdir: Path) -> str:
+    """The digest of the model that the run began with; "" for runs of older versions."""
+    return _inputs(workdir).get(BEGINNING, "")
 
 
 def digest_of_examples(c: Config) -> str:

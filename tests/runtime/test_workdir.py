@@ -16,7 +16,7 @@ from rl_likelihood.data.byte_tokenizer import BYTES
 from rl_likelihood.datasets.questions import digest
 from rl_likelihood.report.metrics import MetricsWriter
 from rl_likelihood.runtime import run_files
-from rl_likelihood.runtime.workdir import INPUTS, OtherInputs, keep_inputs
+from rl_likelihood.runtime.workdir import BEGINNING, INPUTS, OtherInputs, keep_inputs
 from rl_likelihood.shapes import Example, UserError
 from rl_likelihood.training.session import Session, failure_in_status
 from tests.runs import small_config
@@ -51,6 +51,13 @@ def test_inputs_may_change_until_there_are_results(tmp_path):
         keep_inputs(tmp_path, "2026-01-02", {"questions": "a"})
     with pytest.raises(OtherInputs, match="--force$"):
         keep_inputs(tmp_path, "2026-01-02", {"questions": "a"}, force=False)
+
+
+def test_a_resume_keeps_the_digest_of_the_model_that_the_run_began_with(tmp_path):
+    keep_inputs(tmp_path, "2026-01-02", {BEGINNING: "a"})
+    run_files.append(tmp_path / run_files.METRICS, {"step": 1})
+    keep_inputs(tmp_path, "2026-01-02", {"questions": "b"})
+    assert json.loads((tmp_path / INPUTS).read_text()) == {"date": "2026-01-02", BEGINNING: "a", "questions": "b"}
 
 
 @pytest.mark.parametrize(
