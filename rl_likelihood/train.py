@@ -267,14 +267,15 @@ def keep_inputs_of_run(task: Task, session: Session, model: str = "") -> None:
     digest of a new run's parameters."""
 
     def keep() -> None:
-        c, sides = task.config, [[row.example for row in rows] for rows in (task.train, task.heldout)]
+        c = task.config
+        rows, held = ([row.example for row in side] for side in (task.train, task.heldout))
         digests = {
-            "questions": digest(*sides, ids=False),
+            "questions": digest(rows, held, ids=False),
             "prompts": digest_of_ids([*task.train, *task.heldout, *task.fast]),
         }
         digests |= {"code": digest_of_files(c.reward.file, c.env.file, c.rubric.path), EXAMPLES: digest_of_examples(c)}
         digests |= {BEGINNING: model} if model else {}
-        keep_inputs(session.workdir, c.prompt.date, digests, session.force, {"questions": digest(*sides)})
+        keep_inputs(session.workdir, c.prompt.date, digests, session.force, {"questions": digest(rows, held)})
         write_config(session.workdir, session.given)
         if task.model_path != BYTES:
             keep_tokenizer(task.tokenizer, session.workdir / TOKENIZER, task.fmt.eos_ids)
