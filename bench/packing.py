@@ -4,11 +4,11 @@
     python -m bench.packing --cost [--model=W135] [--group=16]
     python -m bench.packing --rounds=3 [--model=W10] [--group=16] [--longest=1024]
 
-First a table: tokens that the learner computes over tokens that are real, prompts included, as rows are padded today
-(to a multiple of 16) and packed, and how many sizes of the step 100 batches ask for. Lengths are log-normal (mean 300,
-at most 1,024), the reference solutions of GSM8K, or the chains that a report recorded. `one` is one CPU, `eight` are
-eight devices with one micro-batch. `--cost` compiles one batch of the log-normal lengths, padded and packed: operations
-and memory by XLA, nothing is run. `--rounds` times both steps, alternating.
+First a table: tokens that matrix products compute (attention is not counted) over real ones, prompts included, as rows
+are padded today (to a multiple of 16) and packed, and how many sizes of the step 100 batches ask for. Lengths are
+log-normal (mean 300, at most 1,024), the reference solutions of GSM8K, or the chains that a report recorded. `one` is
+one CPU, `eight` are eight devices with one micro-batch. `--cost` compiles one batch of the log-normal lengths, padded
+and packed: operations and memory by XLA, nothing is run. `--rounds` times both steps, alternating.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def batch_of(lengths: Lengths, vocab: int = 100) -> Batch:
 
 
 def shares(draw: Callable[[int], Lengths], devices: int, count: int = BATCHES) -> dict[str, float]:
-    """Computed over real tokens, padded and packed, of all batches together; and the sizes that these have."""
+    """Tokens of matrix products (attention is not counted) over real tokens, padded and packed, of all batches
+    together; and the sizes that these have."""
     padded = packed = real = prompts = 0
     cfg, wide, sizes = StepConfig(), set(), set()
     mesh = make_mesh((devices, 1, 1), jax.devices()[:devices])

@@ -15,8 +15,8 @@ out, or give `heldout`, a second file. Documents shorter than a cut are refused 
 Hardware and time: whatever holds the model; --dry_run compiles the step and says what memory it takes. On two CPU
 cores (estimate, not measured) a step of the default takes about a minute.
 
-What to expect: the published numbers of RLP are of 1.7 B parameters and thoughts of 2,048 tokens. A small model shows
-whether a thought helps at all: compare perplexity with perplexity_no_chain and perplexity_swapped.
+What to expect: RLP's published numbers are for a model of 1.7 B parameters and chains of 2,048 tokens. A small model
+shows whether a thought helps at all: compare perplexity with perplexity_no_chain and perplexity_swapped.
 
 Arguments: model, data, heldout, steps, seed.
 """

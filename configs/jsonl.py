@@ -7,14 +7,15 @@
     python -m rl_likelihood.evaluate --config=configs/jsonl.py:data=train.jsonl,heldout=test.jsonl,reward=log_prob \
         --workdir=runs/own
 
-No prepare command: the file is read as it is (fields id, task, chain, or messages in place of prompt, may be there
-too; other names of fields: --config.data.prompt_column=question --config.data.answer_column=solution). `data` may also
-be a .parquet or .json file, a folder of files, or hf:owner/name. Without `heldout`, a tenth of its questions and at
-most 100 are held out, chosen by a hash of each. Bad lines are refused by file and line;
---config.data.skip_bad_rows=True counts them and goes on. A prompt or answer that is too long is refused with the
-length it needs (--config.prompt.max_prompt, --config.prompt.max_answer), or with skip_bad_rows left out of training.
-A base model without a chat template takes --config.prompt.template=plain. grader says how evaluation compares
-answers: exact_match, numeric, math, multiple_choice, countdown, ...; none for texts, whose perplexity is what counts.
+The file is read as it is; no prepare command is needed. Optional fields: id, task, chain, alternatives, rejected, and
+messages instead of prompt. For other names of fields: --config.data.prompt_column=question
+--config.data.answer_column=solution. `data` may also be a .parquet or .json file, a folder of files, or hf:owner/name.
+Without `heldout`, a tenth of its questions and at most 100 are held out, chosen by a hash of each. Bad lines are
+refused by file and line; --config.data.skip_bad_rows=True counts them and goes on. A prompt or answer that is too long
+is refused with the length it needs (--config.prompt.max_prompt, --config.prompt.max_answer), or with skip_bad_rows left
+out of training. A base model without a chat template takes --config.prompt.template=plain. grader says how evaluation
+compares answers: exact_match, numeric, math, multiple_choice, countdown, ...; none for texts, whose perplexity is what
+counts.
 
 Hardware and time: whatever holds the model; --dry_run compiles the step and says what memory it takes. On two CPU
 cores (estimate, not measured) a step of the default, 4 prompts x 8 chains of at most 128 tokens, takes about a minute.
@@ -22,8 +23,8 @@ cores (estimate, not measured) a step of the default, 4 prompts x 8 chains of at
 What to expect depends on your data. Where perplexity is above perplexity_no_chain the model's chains do not help it
 (docs/rewards.md, "When to switch the answer term off"); chain_swap_drop near 0 says that it does not use them.
 
-Arguments: model (a Hugging Face folder, a GGUF file, smollm2-135m-instruct), reward, group, data, heldout, grader,
-steps, seed.
+Arguments: model (as model.path: a Hugging Face folder or org/name, a GGUF file, a run's workdir,
+smollm2-135m-instruct), reward, group, data, heldout, grader, steps, seed.
 """
 
 from ml_collections import ConfigDict

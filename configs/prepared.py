@@ -14,8 +14,9 @@ Hardware: one v5p-8 slice (4 chips) for a model of 3 B parameters; docs/pods.md 
 by itself. Time (estimate, not measured): 2 to 4 hours for 1,000 steps at G = 32, half of that at G = 4. Two CPU cores
 take SmolLM2-135M-Instruct with small groups: docs/data.md.
 
-What to expect: nothing is published on most sets; those with numbers have them in their file. SmolLM2-135M-Instruct
-without worked examples hardly ever opens the answer tag, so that rules give it nothing and likelihood rewards move.
+What to expect: published numbers, where there are any, are in the data set's file. Without worked examples
+SmolLM2-135M-Instruct almost never opens the answer tag. Then rules give 0, but likelihood rewards still differ between
+chains.
 
 Arguments: name, data (empty: data/NAME), split (empty: the set's held-out one), model (a Hugging Face folder, or
 smollm2-135m-instruct), reward, group (0: the paper's), steps, seed. Whole methods of other papers:

@@ -3,17 +3,17 @@
     python -m rl_likelihood.datasets.prepare --dataset=tau2_telecom --source=FOLDER --out=data    # FOLDER: tau2's files
     python -m rl_likelihood.train --config=configs/telecom.py:tau2=FOLDER,model=PATH --workdir=runs/telecom
 
-74 tasks to train on, 40 held out (tau2's base split). The reward is the environment's verdict, 0 or 1. At first a model
-without training on calls is hardly ever paid: learn the expert's conversations before
-(--config.warm_start.steps=100 --config.warm_start.chains=given), or train on reward=avg_log_prob, how likely the model
-makes the calls that remain. credit=turn pays each message for how much likelier it makes them.
+74 tasks to train on, 40 held out (tau2's base split). The reward is the environment's verdict, 0 or 1. A model that was
+not trained on tool calls earns almost nothing at first. Start it from the expert's conversations
+(--config.warm_start.steps=100 --config.warm_start.chains=given), or train on reward=avg_log_prob, the likelihood of the
+remaining reference calls. With credit=turn, each message is also rewarded for the increase in this likelihood.
 
 12 messages of at most 128 tokens are enough for the reference calls of most tasks (1 to 12 calls). The expert looks and
 tests too, with up to 42 messages: 65 of its 74 training conversations have more than 12. A warm start learns the first
 12 of these, without the end. Hardware: one v5p-8 slice for a model of 3 B parameters. Not run to its end yet.
 
-Arguments: tau2 (the folder), data (the prepared set), model, style (hermes, llama3), reward, credit, group, turns,
-steps, seed.
+Arguments: tau2 (the folder), data (the prepared set), model, style (hermes, llama3, json), reward, credit, group,
+turns, steps, seed.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Does a policy rise above its start on experts' answers alone? Models of 25 thousand weights, on two tasks.
+"""Does adversarial training on experts' answers improve a policy? Models of 25 thousand weights, on two tasks.
 
     python -m experiments.adversarial [--task=losses] [--seed=0] [--steps=40]
     python -m experiments.adversarial --task=countdown3 --steps=150 [--seed=0] [--form=head]

@@ -37,7 +37,7 @@ NAME = "rl_likelihood"
 
 
 def answer_pattern(cfg: PromptConfig) -> str:
-    r"""`grading.extract_answer` as one regular expression, for a text that ends before its closing tag.
+    r"""`graders.extract_answer` as one regular expression, for a text that ends before its closing tag.
 
     It searches what follows the first </think>, or the whole text if there is none.
     """

@@ -6,12 +6,13 @@
 
 Hardware: as experiments/cpu_grid.py. Time (estimate, not measured): 8 hours for all 45 runs; --run resumes.
 
-long: the long task of experiments/cpu_grid.py, with chains of up to 160 tokens, so that fewer are cut, and TRACE in
-the evaluations. To save time it trains LoRA adapters, with two prompts a step. All rewards have one loss, that of
+long: the long task of experiments/cpu_grid.py, with chains of up to 160 tokens, so that fewer are cut, and TRACE in the
+evaluations. To save time it trains LoRA adapters, with two prompts a step. All rewards have one loss, that of
 Kwiatkowski et al. without KL: leave-one-out, sums over tokens, the exact answer term. So the reward alone differs. Of
-the rest, vr_cli is a constant and has no answer term, sft samples nothing, and covrl is its preset. The claims: NRT
-(2602.11549) says that weighting hard tokens keeps chains long where plain likelihoods let them collapse; DRO
-(2506.13351) says it of r3. experiments/claims.py has them as data.
+the rest, vr_cli is a constant and has no answer term, sft samples nothing, and covrl is its preset. nrt is not clipped:
+a chain that is worse than none would train nothing, and most chains of this model are. The claims: NRT (2602.11549)
+says that weighting hard tokens keeps chains long where plain likelihoods let them collapse; DRO (2506.13351) says it of
+r3. experiments/claims.py has them as data.
 
 short, countdown3: max_rl beside grpo and base_rl, with a grader and groups of 8. countdown3 is configs/countdown3.py.
 """
@@ -46,7 +47,6 @@ LONG: Overrides = {
 
 
 def _weighted(weights: str) -> Overrides:
-    # Clipped, a chain that is worse than none would train nothing, and most chains of this model are.
     fields = {"reward.name": "nrt", "reward.baseline": "frozen", "reward.token_weights": weights}
     fields |= {"reward.clip_gain": False}
     return {"preset": "kw_avg_prob", **fields, **NOT_FIRST}

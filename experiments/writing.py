@@ -1,6 +1,5 @@
 """Prose and verse with SmolLM2-135M-Instruct: sonnets and novels, six ways to train, three seeds: 36 runs of 20 steps.
 
-    python -m rl_likelihood.sweep experiments/writing.py --prepare
     python -m rl_likelihood.reer --config=configs/writing.py:data=runs/writing_data/sonnets.txt,form=verse \\
         --workdir=runs/writing_data/verse_reer --config.data.train_size=32
     python -m rl_likelihood.reer --config=configs/writing.py:data=runs/writing_data/novels \\
@@ -9,13 +8,14 @@
     python -m rl_likelihood.sweep experiments/writing.py --table
 
 Put the texts there first: runs/writing_data/sonnets.txt, poems of 8 + 6 lines with blank lines between them, and
-runs/writing_data/novels, a .txt file for each novel, two at least. --prepare writes the held-out questions as rows, for
-the runs that learn chains of the search. All runs of a task have the same held-out works.
+runs/writing_data/novels, a .txt file for each novel, two at least. All runs of a task have the same held-out works; the
+searches write them as rows, for the runs that learn their chains.
 
 Hardware: two x86-64 CPU cores, 10 GB of memory, 70 GB of disk. Time: not measured. Not run.
 
 All likelihood rewards have one loss, that of Kwiatkowski et al. without KL: leave-one-out, sums over tokens, the exact
-answer term, groups of 4. So the reward alone differs. Of the rest, vr_cli is a constant and has no answer term; sft and
+answer term, groups of 4. So the reward alone differs. nrt is not clipped: a chain that is worse than none would train
+nothing, and most chains of this model are. Of the rest, vr_cli is a constant and has no answer term; sft and
 reer_sft sample nothing.
 
 The result is three numbers: the length of the chain, what the chain adds (perplexity against perplexity_no_chain), and
@@ -27,14 +27,7 @@ it counts 32 training texts at most.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-from configs.writing import get_config
 from experiments.cpu_grid import NO_KL
-from rl_likelihood.config import build
-from rl_likelihood.datasets import sources
-from rl_likelihood.shapes import UserError
 from rl_likelihood.sweeps.grid import Overrides, chain, named, product, sweep
 
 DATA = "runs/writing_data"
@@ -55,11 +48,12 @@ SMALL: Overrides = {
     "eval.max_sampled_answer": 240,
 }
 FROZEN = {"reward.baseline": "frozen"}
+UNCLIPPED = {**FROZEN, "reward.clip_gain": False}
 REWARDS: dict[str, Overrides] = {
     "avg_log_prob": {"preset": "kw_avg_log_prob", **NO_KL},
     "vr_cli": {"preset": "kw_avg_log_prob", "reward.name": "vr_cli", **FROZEN, **NO_KL},
     "r3": {"preset": "kw_avg_log_prob", "reward.name": "r3", **NO_KL},
-    "nrt": {"preset": "kw_avg_prob", "reward.name": "nrt", "reward.token_weights": "neg_log", **FROZEN, **NO_KL},
+    "nrt": {"preset": "kw_avg_prob", "reward.name": "nrt", "reward.token_weights": "neg_log", **UNCLIPPED, **NO_KL},
     "sft": {"reward.name": "sft"},
 }
 
@@ -71,7 +65,7 @@ def of_task(task: str) -> list[Overrides]:
         "reward.sft_chain": "both",
         "data.source": "files",
         "data.train_path": f"{DATA}/{task}_reer/reer.jsonl",
-        "data.heldout_path": f"{DATA}/{task}_heldout.jsonl",
+        "data.heldout_path": f"{DATA}/{task}_reer/heldout.jsonl",
     }
     points = chain(named("reward", REWARDS), named("reward", {"reer_sft": learned}))
     return product(named("task", {task: {"config": f"configs/writing.py:{TASKS[task]}"}}), [SMALL], points)
@@ -79,16 +73,3 @@ def of_task(task: str) -> list[Overrides]:
 
 def get_sweep() -> list[Overrides]:
     return product(sweep("seed", (0, 1, 2)), chain(*map(of_task, TASKS)))
-
-
-def prepare() -> None:
-    """Write the held-out questions of each task as rows."""
-    for task, arguments in TASKS.items():
-        data = build(get_config(arguments)).data
-        if not Path(data.train_path).exists():
-            raise UserError(f"{data.train_path} does not exist; put the texts there, as experiments/writing.py says")
-        heldout = sources.load(data, training=False)[1]
-        rows = [{"id": e.id, "prompt": e.prompt, "answer": e.answer} for e in heldout]
-        path = Path(DATA) / f"{task}_heldout.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        print(f"{path}: {len(rows)} questions")

@@ -89,7 +89,7 @@ class Run:
         try:
             import pandas
         except ImportError as e:
-            raise UserError("tables need pandas; install it with pip install 'rl_likelihood[notebook]'") from e
+            raise UserError("tables need pandas; install it with pip install -e '.[notebook]'") from e
         path = self.workdir / name
         table = pandas.DataFrame(run_files.read(path) if path.exists() else [])
         return table.set_index("step") if "step" in table else table
@@ -115,12 +115,15 @@ class Run:
         return decode.prepare(self.params, self.task.model)
 
     def encoded(self, examples: Sequence[Example]) -> list[EncodedExample]:
-        """Questions with their answers in ids, in the run's prompt format."""
+        """Questions with their answers in ids, in the run's prompt format. Its built-in worked examples are those of
+        its first held-out question, or of data.tasks if it has none."""
         c, task, limit = self.task.config, self.task, self.task.model.max_position
         if c.converses:
             raise UserError(f"env.name of this run is {c.env.name!r}; its conversations are for the command evaluate")
         wide = dataclasses.replace(c.prompt, max_prompt=limit, max_answer=limit)
-        return encode_all(examples, task.tokenizer, wide, task.fmt)
+        kind = [*(row.example.task for row in task.heldout), *c.data.tasks, ""][0]
+        asked = [dataclasses.replace(example, task=kind) for example in examples]
+        return encode_all(asked, task.tokenizer, wide, task.fmt)
 
     def refuse_longer(self, prompt: int, reply: int) -> None:
         """UserError if a prompt and a reply of so many tokens have more positions than the model."""
@@ -203,7 +206,7 @@ def generate(
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The likelihood of an answer after a chain: the log-prob (nats) of each token, and every likelihood reward.
+    """The likelihood of an answer after a chain: the log-prob (nats) of each token, and the rewards in OBJECTIVES.
 
     `chain`, `answer`: (token, log-prob) pairs. `rewards`: over the scored tokens of the answer (prompt.score_delims).
     `without_chain`: the same rewards after an empty chain. A notebook shows it in colours.
@@ -229,7 +232,7 @@ class Score:
 
 
 def score(run: Run, prompt: str, chain: str, answer: str) -> Score:
-    """Scores a chain and a reference answer after it: their log-probs, and the likelihood rewards."""
+    """Scores a chain and a reference answer after it: their log-probs, and the rewards in OBJECTIVES."""
     task = run.task
     (row,) = run.encoded([Example("prompt", prompt, answer, chain)])
     targets = [completion_ids(row, text, task.tokenizer, task.fmt) for text in (chain, "")]

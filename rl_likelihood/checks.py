@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rl_likelihood.fields import one_of
 from rl_likelihood.judge_checks import validate_judge
+from rl_likelihood.learner.optimizer import UNREAD, OptimizerConfig
 from rl_likelihood.model.lora import check_lora
 from rl_likelihood.settings import SIZES, Config, largest_divisor
 from rl_likelihood.shapes import UserError
@@ -24,8 +25,7 @@ def validate(c: Config) -> None:
     if c.model.preset:
         one_of("model.preset", c.model.preset, SIZES)
     check_lora(c.lora)
-    if c.lora.rank and c.optim.name == "muon":
-        raise UserError(f"optim.name is 'muon', for whole matrices, but lora.rank is {c.lora.rank}; set it to adamw")
+    validate_optimizer(c)
     one_of("eval.grader", c.eval.grader, ("none", *grader_table(c.reward.file)))
     g, p, m = c.sampler.group_size, c.batch_prompts, c.train.micro_batch_prompts
     if g < 2 and not c.reward.supervised:
@@ -58,6 +58,18 @@ def validate(c: Config) -> None:
             f"{c.warm_start.prompts_per_step}; it must be at least that"
         )
     validate_evaluation(c)
+
+
+def validate_optimizer(c: Config) -> None:
+    """Refuse fields that the optimizer does not read, and muon for adapters."""
+    if c.lora.rank and c.optim.name == "muon":
+        raise UserError(f"optim.name is 'muon', for whole matrices, but lora.rank is {c.lora.rank}; set it to adamw")
+    for name in UNREAD.get(c.optim.name, ()):
+        value, default = getattr(c.optim, name), getattr(OptimizerConfig, name)
+        if value != default:
+            raise UserError(
+                f"optim.{name} is {value!r}, which optim.name = {c.optim.name!r} does not read; leave it at {default!r}"
+            )
 
 
 def validate_evaluation(c: Config) -> None:
@@ -143,6 +155,11 @@ def validate_conversation(c: Config) -> None:
             f"env.credit is 'turn', which needs loss.advantage loo or mean and at least 2 messages, not "
             f"{c.loss.advantage!r} and sampler.max_turns = {c.sampler.max_turns}"
         )
+    if c.env.credit == "turn" and c.filter.mode != "none":
+        raise UserError(
+            f"filter.mode is {c.filter.mode!r}, but with env.credit = 'turn' groups with equal rewards teach too; set "
+            "filter.mode=none"
+        )
 
 
 def validate_posterior(c: Config) -> None:
@@ -221,6 +238,11 @@ def validate_loss(c: Config) -> None:
     if c.loss.reference_every and (c.loss.kl == "none" or c.step.scored_by_initial):
         why = "loss.kl is 'none'" if c.loss.kl == "none" else f"{c.reward.name} scores by the initial model"
         raise UserError(f"loss.reference_every is {c.loss.reference_every}, but {why}; set it to 0")
+    if c.loss.reference_decay and not c.loss.reference_every:
+        raise UserError(
+            f"loss.reference_decay is {c.loss.reference_decay}, but loss.reference_every is 0: the reference stays the "
+            "initial model; set loss.reference_every=1, or the decay to 0"
+        )
     if c.loss.span == "response" and not c.reward.supervised and c.sampled_answer == 0:
         raise UserError(
             "loss.span is 'response', chain and sampled answer, but sampler.max_sampled_answer is 0; set it to -1"

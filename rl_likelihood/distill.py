@@ -3,8 +3,9 @@
 The teacher is a server that speaks OpenAI's chat protocol, or any model that model.path accepts. It answers each
 training question. DIR/distill.jsonl has the chains whose answer the grader calls right or, with
 distill.accept=likelihood, the chains that make the reference likelier. Its rows are for warm_start.chains=given and
-reward.sft_chain. DIR/dropped.jsonl has the other questions and the reasons. After Ctrl-C or a kill, the same command
-resumes and repeats no request. The config group `judge` has the settings of a server (limits, the API key's variable).
+reward.sft_chain. DIR/heldout.jsonl has the held-out questions, DIR/dropped.jsonl the others and the reasons. After
+Ctrl-C or a kill, the same command resumes and repeats no request. The config group `judge` has the settings of a server
+(limits, the API key's variable).
 """
 
 from __future__ import annotations
@@ -21,16 +22,13 @@ from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.config import build
 from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.prompts import INSTRUCTION
-from rl_likelihood.datasets.questions import digest
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.rollouts.asked_judge import http_settings
 from rl_likelihood.rollouts.endpoint import Endpoint
-from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.runtime.progress import Progress
-from rl_likelihood.runtime.workdir import keep_inputs
-from rl_likelihood.search.folder import DROPPED, claimed, row_of, write_rows
+from rl_likelihood.search.folder import claimed, row_of, write_results
 from rl_likelihood.search.proposer import Ask, Drawing, Length, asked_ids, asks_of, model_proposer, with_model
 from rl_likelihood.search.rounds import Finder, Journal
 from rl_likelihood.search.teacher import chosen, http_proposer, parsed
@@ -46,11 +44,8 @@ def main() -> None:
     values, _ = from_flags()
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing; give the folder for the chains, for example --workdir=runs/teacher")
-    c, workdir = build(values), Path(flags.FLAGS.workdir)
-    with claimed(c, workdir) as dated:
-        f = finder(dated, workdir)
-        questions = digest([row.example for row in f.task.train], [])
-        distributed.by_first(lambda: keep_inputs(workdir, dated.prompt.date, {"questions": questions}))
+    workdir = Path(flags.FLAGS.workdir)
+    with claimed(build(values), workdir, finder) as f:
         distill(f, workdir)
 
 
@@ -122,8 +117,7 @@ def distill(f: Finder, workdir: Path) -> None:
                 else:
                     unread = "not in the format" if lines[i]["replies"] else "no reply"
                     dropped.append(row | {"dropped": why if group else unread})
-    write_rows(workdir / DISTILL, good)
-    write_rows(workdir / DROPPED, dropped)
+    write_results(workdir, DISTILL, good, dropped, f.task)
     counts = collections.Counter(row["dropped"] for row in dropped).items()
     reasons = "".join(f", {k} ({reason})" for reason, k in counts)
     f.say(f"{len(good)} chains in {workdir / DISTILL}; dropped {len(dropped)}{reasons}")

@@ -5,7 +5,7 @@ Prints a table on a terminal; elsewhere, or with --json, one JSON object. Append
 the same command resumes. Without --workdir, the model that the config starts from is evaluated; --out=DIR then names
 the folder for the files.
 
-For each question, `eval.samples` chains are sampled. The papers' configs also sample eval.mc_samples = 32 chains for
+For each question, `eval.samples` chains are sampled. configs/math.py also samples eval.mc_samples = 32 chains for
 the first eval.mc_prompts questions: log_prob_mc32, pass@k, majority@k. A run may be evaluated with the config of
 another data set, if tags and scoring are the same. Several processes share the questions: --coordinator etc. as in
 `train`.

@@ -42,6 +42,8 @@ if TYPE_CHECKING:  # over a second to import
     from transformers import PreTrainedTokenizerBase
 
 ORIGIN = "export.json"  # in an exported folder: the run that it came from
+# The weights of an earlier upload, perhaps in another number of files. They are not deleted if they are uploaded again.
+OLD_WEIGHTS = [WEIGHTS, "model-?????-of-?????.safetensors", INDEX]
 
 
 def export(
@@ -88,19 +90,19 @@ def with_head(workdir: Path, params: Params, step: int, head: ValueHead) -> Para
     return {**params, "score": head.weight[None]}
 
 
-def export_adapters(workdir: Path, cfg: ModelConfig, adapters: Params, out: Path) -> None:
+def export_adapters(workdir: Path, cfg: ModelConfig, adapters: Params, out: Path, dtype: str = "float32") -> None:
     """Writes the adapters to a folder for peft. Also writes their base model to `out`/base, unless it is exactly the
     model of a Hugging Face folder."""
+    files.refuse_adapters(out, cfg.family)
     model_path, meta = checkpoint.describe(workdir)[2:]
     if not meta.get("lora"):
         raise UserError(f"--adapters: {workdir} is a run without LoRA (lora.rank is 0); leave the flag out")
     base = Path(model_path)
     if meta["config"]["warm_start.steps"] or not (base / CONFIG).exists():
         base = out / "base"
-        export(
-            cfg, checkpoint.restore_params(workdir / checkpoint.INITIAL)[1], tokenizer_path(workdir, model_path), base
-        )
-    files.save_adapters(out, adapters, fields.read(LoraConfig, meta["lora"], "lora."), str(base.resolve()), cfg.family)
+        params = checkpoint.restore_params(workdir / checkpoint.INITIAL)[1]
+        export(cfg, params, tokenizer_path(workdir, model_path), base, dtype)
+    files.save_adapters(out, adapters, fields.read(LoraConfig, meta["lora"], "lora."), str(base.resolve()), dtype)
 
 
 def main() -> None:
@@ -125,8 +127,8 @@ def write(workdir: Path, out: Path) -> None:
     cfg, params, step, model_path = checkpoint.restore_params(workdir, flag.step, alone=flag.adapters)
     try:
         if flag.adapters:
-            export_adapters(workdir, cfg, params, out)
-            what = f"adapters of {count(params):,} parameters"
+            export_adapters(workdir, cfg, params, out, flag.dtype)
+            what = f"adapters of {count(params):,} parameters, {flag.dtype}"
         else:
             scoring = load_head(workdir)
             tree = params if scoring is None else with_head(workdir, params, step, scoring[0])
@@ -153,7 +155,11 @@ def push(folder: Path, repository: str, message: str, public: bool = False) -> s
         api = HfApi()
         api.create_repo(repository, private=not public, exist_ok=True)
         done = api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message=message, ignore_patterns=[ORIGIN]
+            repo_id=repository,
+            folder_path=folder,
+            commit_message=message,
+            ignore_patterns=[ORIGIN],
+            delete_patterns=OLD_WEIGHTS,
         )
     except Exception as e:  # raised by one of several libraries
         reason = " ".join(str(e).split())[:200] or type(e).__name__

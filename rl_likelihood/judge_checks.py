@@ -78,8 +78,9 @@ def validate_adversarial(c: Config) -> None:
     """Refuse what does not go with a critic that learns beside the policy."""
     only = {"judge.model": "", "sampler.max_staleness": 0, "filter.resample": 0, "filter.mode": "none"}
     only |= {"reward.vote_train": 0, "posterior.share": 0}
+    only |= {"judge.where": "outside", "judge.normalise": "none", "rubric.path": ""}
     if c.raro:
-        only |= {"posterior.distill": 0, "judge.where": "outside", "adversarial.steps": 1}
+        only |= {"posterior.distill": 0, "adversarial.steps": 1}
         others = [t.name for t in c.reward.terms if t.name != "adversarial" and set(t.reward.reads) - {"chain"}]
         if others:
             raise UserError(

@@ -37,19 +37,20 @@ _NEUTRAL = {
     "posterior.distill": 0.0,
     "sampler.temperature": 1.0,
 }
-# Kwiatkowski et al. 2602.03979, app. B: RLOO, exact answer term, G 32 (4 for jepo and on data that no rule verifies),
-# 8 prompts, 1024 tokens, lr 1e-5 cosine, clip 1.0. KL k3 x 0.001 on verifiable data, none on other data.
-_KW = {
-    "sampler.group_size": 32,
-    "sampler.temperature": 1.0,
-    "reward.truncated": "force_close",
+_NO_KL = {"loss.kl": "none", "loss.kl_coef": 0.0}
+_SMALL_KL = {"loss.kl": "k3", "loss.kl_coef": 0.001}
+# The exact gradient of a likelihood reward: leave-one-out, sums over tokens, the answer term.
+_EXACT = {
     "loss.answer_term": 1.0,
     "loss.span": "chain",
     "loss.advantage": "loo",
     "loss.aggregation": "seq_sum",
-    "loss.kl": "k3",
-    "loss.kl_coef": 0.001,
 }
+# The same for a reward of the sampled text.
+_OF_TEXT = {**_EXACT, "loss.answer_term": 0.0, "loss.span": "response"}
+# Kwiatkowski et al. 2602.03979, app. B: RLOO, exact answer term, G 32 (4 for jepo and on data that no rule verifies),
+# 8 prompts, 1024 tokens, lr 1e-5 cosine, clip 1.0. KL k3 x 0.001 on verifiable data, none on other data.
+_KW = {"sampler.group_size": 32, **_EXACT, **_SMALL_KL}
 # Shao et al. 2402.03300: group-normalised reward, mean over each row's tokens, clip 0.2, k3 in the loss.
 _GRPO = {
     "reward.name": "exact_match",
@@ -59,39 +60,20 @@ _GRPO = {
     "loss.aggregation": "seq_mean",
     "loss.clip_low": 0.2,
     "loss.clip_high": 0.2,
-    "loss.kl": "k3",
-    "loss.kl_coef": 0.001,
+    **_SMALL_KL,
 }
 # Agarwal et al. 2505.15134: RLOO, G 4, KL 0.001 (estimator inferred), 512 prompts, lr 1e-6.
-_EM_RL = {
-    "sampler.group_size": 4,
-    "loss.answer_term": 0.0,
-    "loss.span": "response",
-    "loss.advantage": "loo",
-    "loss.aggregation": "seq_sum",
-    "loss.kl": "k3",
-    "loss.kl_coef": 0.001,
-}
-
+_EM_RL = {"sampler.group_size": 4, **_OF_TEXT, **_SMALL_KL}
 _LATRO = {
     "reward.name": "log_prob",
     "sampler.group_size": 16,
-    "loss.answer_term": 1.0,
-    "loss.span": "chain",
-    "loss.advantage": "loo",
-    "loss.aggregation": "seq_sum",
+    **_EXACT,
     "loss.kl": "reward_k1",
     "loss.kl_coef": 0.05,
 }
-
-# A variational bound: its exact gradient. The group's size is inferred.
-_BOUND = {
-    "sampler.group_size": 8,
-    "loss.answer_term": 1.0,
-    "loss.span": "chain",
-    "loss.advantage": "loo",
-    "loss.aggregation": "seq_sum",
-}
+# A variational bound on log p(y|x): half the chains are from the prompt that shows the answer. The group's size is
+# inferred.
+_BOUND = {"reward.name": "log_prob", "sampler.group_size": 8, "posterior.share": 0.5, "posterior.kl": 1.0, **_EXACT}
 
 _METHODS: dict[str, dict[str, Any]] = {
     "kw_log_prob": {**_KW, "reward.name": "log_prob"},
@@ -99,26 +81,14 @@ _METHODS: dict[str, dict[str, Any]] = {
     "kw_prob": {**_KW, "reward.name": "prob"},
     "kw_avg_prob": {**_KW, "reward.name": "avg_prob"},
     "kw_jepo": {**_KW, "reward.name": "jepo", "sampler.group_size": 4},
-    "kw_base_rl": {
-        **_KW,
-        "reward.name": "base_rl",
-        "reward.base_rl": (100.0, 10.0, 0.0),
-        "loss.answer_term": 0.0,
-        "loss.span": "response",
-    },
+    "kw_base_rl": {**_KW, "reward.name": "base_rl", "reward.base_rl": (100.0, 10.0, 0.0), **_OF_TEXT},
     # Zhou et al. 2505.21493: G 8, 16 prompts, lr 1e-6 constant, no KL. A chain without an answer tag earns 0.
     "verifree": {
         "reward.name": "prob",
         "reward.truncated": "floor",
         "reward.floor": -100.0,
         "sampler.group_size": 8,
-        "sampler.temperature": 1.0,
-        "loss.answer_term": 1.0,
-        "loss.span": "chain",
-        "loss.advantage": "loo",
-        "loss.aggregation": "seq_sum",
-        "loss.kl": "none",
-        "loss.kl_coef": 0.0,
+        **_EXACT,
     },
     # Tang et al. 2503.19618, app. B.2: n 4, 64 prompts, KL 1e-3 (k3 is inferred), answer term 1 on proofs. In the paper
     # a missing answer costs 10 in a separate loss; here such chains are dropped. Clipped advantages are averaged over
@@ -127,13 +97,9 @@ _METHODS: dict[str, dict[str, Any]] = {
         "reward.name": "jepo",
         "reward.truncated": "drop",
         "sampler.group_size": 4,
-        "sampler.temperature": 1.0,
-        "loss.answer_term": 1.0,
-        "loss.span": "chain",
+        **_EXACT,
         "loss.advantage": "std_clip",
-        "loss.aggregation": "seq_sum",
-        "loss.kl": "k3",
-        "loss.kl_coef": 0.001,
+        **_SMALL_KL,
     },
     # Yu et al. 2506.18254: G 8, 768 prompts, lr 1e-6, 3072 tokens, baseline of the initial policy, filter beta 0.5
     # (Qwen; 0.9 for Llama, 1.0 for Gemma). `format` is stricter than theirs: no text is allowed around the two blocks.
@@ -145,7 +111,6 @@ _METHODS: dict[str, dict[str, Any]] = {
         "reward.truncated": "floor",
         "reward.floor": -100.0,
         "sampler.group_size": 8,
-        "sampler.temperature": 1.0,
         "filter.mode": "ema",
         "filter.beta": 0.5,
         "filter.resample": 9,
@@ -155,15 +120,12 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.aggregation": "token_mean",
         "loss.clip_low": 0.2,
         "loss.clip_high": 0.27,
-        "loss.kl": "none",
-        "loss.kl_coef": 0.0,
     },
     # Liu et al. 2505.16022 and its code: n 8, lr 1e-5, T 0.6, beta 0.1. The two rewards contain the format gate, and
     # the perplexity covers the answer's tags.
     "nover": {
         "prompt.score_delims": "both",
         "reward.name": "format + nover_rank + nover_efficiency",
-        "reward.truncated": "force_close",
         "sampler.group_size": 8,
         "sampler.temperature": 0.6,
         "proxy.every": 100,
@@ -191,41 +153,29 @@ _METHODS: dict[str, dict[str, Any]] = {
         "reward.name": "majority_vote",
         "sampler.group_size": 64,
         "reward.vote_train": 32,
-        "sampler.temperature": 1.0,
-        "loss.kl": "none",
-        "loss.kl_coef": 0.0,
+        **_NO_KL,
     },
     "grpo": _GRPO,
     # Ahmadian et al. 2402.14740: sequence log-prob, KL in the reward.
     "rloo": {
         "reward.name": "exact_match",
-        "loss.answer_term": 0.0,
-        "loss.span": "response",
-        "loss.advantage": "loo",
-        "loss.aggregation": "seq_sum",
+        **_OF_TEXT,
         "loss.kl": "reward_k1",
         "loss.kl_coef": 0.001,
     },
     # Liu et al. 2503.20783: no division by the standard deviation or by lengths, no KL.
-    "dr_grpo": {
-        **_GRPO,
-        "loss.advantage": "mean",
-        "loss.aggregation": "const",
-        "loss.kl": "none",
-        "loss.kl_coef": 0.0,
-    },
+    "dr_grpo": {**_GRPO, "loss.advantage": "mean", "loss.aggregation": "const", **_NO_KL},
     # Yu et al. 2503.14476: G 16, clip 0.2 / 0.28, mean over all tokens. Groups all right or all wrong are replaced, in
     # at most ten batches (its released code's max_num_gen_batches).
     "dapo": {
         **_GRPO,
-        "reward.name": "exact_match + overlong",
+        "reward.name": "2*exact_match + overlong",
         "sampler.group_size": 16,
         "filter.mode": "std_zero",
         "filter.resample": 9,
         "loss.aggregation": "token_mean",
         "loss.clip_high": 0.28,
-        "loss.kl": "none",
-        "loss.kl_coef": 0.0,
+        **_NO_KL,
     },
     # Chen et al. 2411.04282: log p(y|x,z) - 0.05 sum (log pi - log ref), RLOO, G 16, lr 5e-7.
     "latro": _LATRO,
@@ -249,12 +199,8 @@ _METHODS: dict[str, dict[str, Any]] = {
         "reward.name": "nrt/std",
         "reward.baseline": "frozen",
         "reward.token_weights": "neg_log",
-        "reward.clip_gain": True,
-        "loss.answer_term": 1.0,
         "loss.format_term": 0.3,
-        "loss.span": "chain",
-        "loss.advantage": "loo",
-        "loss.aggregation": "seq_sum",
+        **_EXACT,
     },
     # 2506.13351: G 16, lr 1e-6, KL 0.001. Its w and the threshold of its filter are not stated. Its factor for
     # the length of a sampled answer is left out.
@@ -267,14 +213,7 @@ _METHODS: dict[str, dict[str, Any]] = {
     # 2603.10624: by GRPO; clip and KL as grpo's are inferred.
     "cer": {**_GRPO, "reward.name": "cer"},
     # Zheng et al. 2507.18071: the clipped ratio is the geometric mean over the row, clip 3e-4 / 4e-4, no KL.
-    "gspo": {
-        **_GRPO,
-        "loss.clip_per": "sequence",
-        "loss.clip_low": 3e-4,
-        "loss.clip_high": 4e-4,
-        "loss.kl": "none",
-        "loss.kl_coef": 0.0,
-    },
+    "gspo": {**_GRPO, "loss.clip_per": "sequence", "loss.clip_low": 3e-4, "loss.clip_high": 4e-4, **_NO_KL},
     # MiniMax-M1, 2506.13585: ratios capped above alone, mean over all tokens, no KL. It tunes the cap and states none;
     # 1.28 is Trinity-RFT's default.
     "cispo": {
@@ -284,8 +223,7 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.ratio_cap": 1.28,
         "loss.clip_low": 0.0,
         "loss.clip_high": 0.0,
-        "loss.kl": "none",
-        "loss.kl_coef": 0.0,
+        **_NO_KL,
     },
     # prime-rl's default: tokens whose probability moved by more than 0.2 are left out, reward less the group's mean,
     # ratios are not capped, mean over all tokens. Without its penalty on squared log-ratios.
@@ -298,34 +236,22 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.mask_move": 0.2,
         "loss.clip_low": 0.0,
         "loss.clip_high": 0.0,
-        "loss.kl": "none",
-        "loss.kl_coef": 0.0,
+        **_NO_KL,
     },
     # He et al. 2509.07558: rows weigh length^-alpha; alpha 1 on countdown, 0.75 on mathematics. GRPO without KL is
     # inferred.
-    "delta_l": {
-        **_GRPO,
-        "loss.aggregation": "delta_l_batch",
-        "loss.delta_l_alpha": 1.0,
-        "loss.kl": "none",
-        "loss.kl_coef": 0.0,
-    },
+    "delta_l": {**_GRPO, "loss.aggregation": "delta_l_batch", "loss.delta_l_alpha": 1.0, **_NO_KL},
     # 2601.05242: each reward is normalised in its group, then they are summed. Its further normalisation over the batch
     # is left out: it changes the step's size alone.
     "gdpo": {**_GRPO, "reward.name": "exact_match/std + format/std", "loss.advantage": "mean"},
     # 2602.02710: H_K - H_N. The exact gradient: sums over tokens, no clip, no KL (inferred); groups with none right
     # count.
-    "max_rl": {
-        "reward.name": "max_rl(exact_match)",
-        "loss.answer_term": 0.0,
-        "loss.span": "response",
-        "loss.advantage": "loo",
-        "loss.aggregation": "seq_sum",
-    },
+    "max_rl": {"reward.name": "max_rl(exact_match)", **_OF_TEXT},
     # 2510.01265, on documents: G 16, T 0.7, mean over a thought's tokens, PPO clip (0.2 is inferred), no KL, batch 512,
     # lr 1e-6, thoughts of 2048 tokens. Its EMA term is a constant of the group and cancels.
     "rlp": {
         "reward.name": "log_prob",
+        "prompt.score_delims": "none",  # the document's words alone; the answer ends at a random place
         "sampler.group_size": 16,
         "sampler.temperature": 0.7,
         "loss.answer_term": 0.0,
@@ -337,29 +263,20 @@ _METHODS: dict[str, dict[str, Any]] = {
     },
     # 2506.08007, on documents: 1 if the answer is, in bytes, a prefix of the continuation that ends with one of its
     # tokens. GRPO without KL is inferred. Theirs is trained on tokens of high entropy alone.
-    "rpt": {**_GRPO, "reward.name": "prefix_token", "loss.kl": "none", "loss.kl_coef": 0.0},
+    "rpt": {**_GRPO, "reward.name": "prefix_token", **_NO_KL},
     # Wen et al. 2512.12576: half the chains are from a prompt that shows the answer, the target is the average of both
     # policies token by token, weights are target over what was sampled, log p(y|x,z) less its mean, KL from the target
     # to the question's policy, answer term on the question's chains that did well. Inferred: coefficients of 1, sums
     # over tokens, and a cap of 2 where theirs clips as GRPO does.
     "covrl": {
-        "reward.name": "log_prob",
-        "posterior.share": 0.5,
+        **_BOUND,
         "posterior.target": 0.5,
-        "posterior.kl": 1.0,
         "posterior.weight_cap": 2.0,
         "posterior.answer_rows": "positive",
-        **_BOUND,
     },
     # Lin et al. 2510.25206: E_q log p(y|x,z) - KL(q || p), chains after the answer judged against those after the
     # question. Inferred: shares of a half, coefficients of 1.
-    "ravr": {
-        "reward.name": "log_prob",
-        "posterior.share": 0.5,
-        "posterior.target": 1.0,
-        "posterior.kl": 1.0,
-        **_BOUND,
-    },
+    "ravr": {**_BOUND, "posterior.target": 1.0},
     # Zhao et al. 2601.18734, in its form with sampled tokens: reverse KL to the same model that is shown the answer,
     # T 1.1, lr 2e-4 with LoRA. Its teacher is the initial model, ours the current one. The cut at 5 is inferred.
     "opsd": {

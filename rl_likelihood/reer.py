@@ -1,9 +1,9 @@
 """Search chains of thought for given answers: python -m rl_likelihood.reer --config=... --workdir=DIR.
 
 REER's search (2509.06160; docs/writing.md) finds a chain for each training question of the config. DIR/reer.jsonl has
-the useful chains, as rows for warm_start.chains=given and reward.sft_chain. DIR/dropped.jsonl has the other questions
-and the reasons. DIR/rounds.jsonl has every candidate. A table compares the search with its controls. After Ctrl-C or a
-kill, the same command resumes.
+the useful chains, as rows for warm_start.chains=given and reward.sft_chain. DIR/heldout.jsonl has the held-out
+questions, DIR/dropped.jsonl the other questions with the reasons, and DIR/rounds.jsonl every candidate. A table
+compares the search with its controls. After Ctrl-C or a kill, the same command resumes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from absl import flags
 
 from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.config import build
-from rl_likelihood.datasets.questions import digest
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rollouts.asked_judge import http_settings
 from rl_likelihood.rollouts.endpoint import Endpoint
@@ -26,9 +25,8 @@ from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, make_devices, sampler_weights
 from rl_likelihood.runtime.run_files import replace
-from rl_likelihood.runtime.workdir import keep_inputs
 from rl_likelihood.search.controls import controls, text_of
-from rl_likelihood.search.folder import DROPPED, claimed, row_of, write_rows
+from rl_likelihood.search.folder import DROPPED, claimed, row_of, write_results
 from rl_likelihood.search.proposer import Drawing, Propose, asks_of, model_proposer, with_model
 from rl_likelihood.search.rounds import Ended, Finder, Journal, Variant, find, first_chains, unfit
 from rl_likelihood.search.segments import complaint, copied
@@ -49,10 +47,7 @@ def main() -> None:
 
 def run(c: Config, workdir: Path) -> None:
     """Runs the search for every training question, and its controls."""
-    with claimed(c, workdir) as dated:
-        f = finder(dated, workdir)
-        questions = digest([row.example for row in f.task.train], [])
-        distributed.by_first(lambda: keep_inputs(workdir, dated.prompt.date, {"questions": questions}))
+    with claimed(c, workdir, finder) as f:
         search(f, workdir)
 
 
@@ -64,8 +59,7 @@ def search(f: Finder, workdir: Path) -> None:
     chains = {i: text for i, text in enumerate(firsts) if text is not None and not why[i]}
     ended = find(f, chains, Variant("search", cfg.max_copied)) if chains else {}
     good, dropped = rows_of(examples, firsts, why, ended)
-    write_rows(workdir / REER, good)
-    write_rows(workdir / DROPPED, dropped)
+    write_results(workdir, REER, good, dropped, f.task)
     counts = collections.Counter(row["dropped"] for row in dropped).items()
     reasons = "".join(f", {n} ({reason})" for reason, n in counts)
     if not chains:

@@ -39,7 +39,7 @@ from rl_likelihood.learner.reward_step import init_state, make_optimizers, make_
 from rl_likelihood.mesh import put, ready
 from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.report.metrics import MetricsWriter
-from rl_likelihood.rollouts.local_judge import describe_decoder, load_head, local_judge, save_head
+from rl_likelihood.rollouts.local_judge import describe_decoder, load_head, local_judge, reader_of, save_head
 from rl_likelihood.rollouts.policy_answers import policy_answers
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint, run_files
@@ -94,11 +94,15 @@ def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:
     """
     if c.data.source in ("files", "jsonl"):
         raise UserError(f"data.source is {c.data.source!r}; --best_of asks questions, so set it to prepared")
+    if c.eval.grader == "none":
+        raise UserError("eval.grader is 'none', but --best_of grades every answer; name a grader")
     if load_head(str(workdir)) is None:
         raise UserError(f"{workdir} holds no reward model; leave --best_of out to train one")
+    described = str(workdir), SCORE, c.judge.max_prompt, c.judge.max_row, c.judge.template
+    reader_of(*described)  # refuses before weights are read
     devices = make_devices(c)
     task, params = load(c, training=False, mesh=devices.learner)
-    judge = local_judge(str(workdir), SCORE, c.judge.max_prompt, c.judge.max_row, c.judge.template)
+    judge = local_judge(*described)
     judged_text.refuse_long(judge.reader, [question_of(row.example) for row in task.heldout])
     proxy, gold, cut = [], [], 0
     with Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code) as pool:

@@ -4,7 +4,8 @@ The config sets reward.name=rubric, a judge, and rubric.path, the file of rubric
 --make: a model writes a rubric for each training question without one, and appends it to rubric.path. Its prompt shows
 the most similar questions and criteria of rubric.seeds. The same command resumes.
 --filter: the config's model answers each question, and the judge decides which criteria are met. Criteria that too few
-or too many answers meet do not separate answers; the others are written to DIR/rubrics.jsonl.
+or too many answers meet do not separate answers; the others are written to DIR/rubrics.jsonl. A question that keeps no
+usable rubric is marked there, and training leaves it out.
 --show: prints the rubrics of the first questions.
 """
 
@@ -68,6 +69,8 @@ def make(c: Config, workdir: Path) -> dict[str, Any]:
 
 def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
     """Judges answers of the config's model, and writes the criteria that separate answers."""
+    aggregate = c.rubric.aggregate
+    rubrics.refuse(rubrics.read_rubrics(c.rubric.path), aggregate)
     c = dataclasses.replace(c, rubric=dataclasses.replace(c.rubric, aggregate="signed"))  # only the file's criteria
     asked_judge.refuse_judge(c, workdir)
     devices = make_devices(c)
@@ -90,18 +93,24 @@ def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
     asked_judge.close(judge)
     if failures == verdicts:
         raise UserError(f"judge.model {c.judge.model!r} failed on all {failures} verdicts; see its messages above")
-    useful = [rubric for rubric in filtered if rubric.criteria]
+    useful = [rubric for rubric in filtered if rubrics.suits(rubric, aggregate)]
+    refused = sum(bool(rubric.criteria) for rubric in filtered) - len(useful)
+    kept = {rubric.prompt for rubric in useful}
+    left_out = [rubric._replace(criteria=()) for rubric in filtered if rubric.prompt not in kept]
+    left_out += [rubric for rubric in by_question.values() if not rubric.criteria]  # an earlier filter's
     path = workdir / FILE
-    rubrics.write_rubrics(path, useful)
+    rubrics.write_rubrics(path, [*useful, *left_out])
     counts = {"criteria": criteria_before, "criteria_kept": sum(len(r.criteria) for r in useful)}
     counts |= {"failures": failures, "cut": cut}
-    return {"questions": len(filtered), "questions_kept": len(useful), **counts, "file": str(path)}
+    questions_out = {"questions": len(filtered), "questions_kept": len(useful), "questions_refused": refused}
+    return {**questions_out, **counts, "file": str(path)}
 
 
 def show(shown: Sequence[Rubric]) -> str:
     """The first rubrics as text."""
     return "\n\n".join(
         "\n".join([rubric.prompt, *(f"  {c.points:+5g}  {c.text}" for c in rubric.criteria)])
+        + ("" if rubric.criteria else "\n  left out of training")
         for rubric in shown[:SHOWN]
     )
 

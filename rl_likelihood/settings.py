@@ -39,7 +39,9 @@ class ModelSettings:
     """Which model, and how it is computed."""
 
     path: str = field("", 'Hugging Face folder or org/name, .gguf, workdir of a run, or "smollm2-135m-instruct"')
-    preset: str = field("", 'instead of a path: random weights of this size ("tiny", 1.6 M parameters) over bytes')
+    preset: str = field(
+        "", 'random weights over bytes instead of a path: "nano" (25 thousand parameters), "tiny" (1.6 million)'
+    )
     compute_dtype: Literal["auto", "float32", "bfloat16"] = field(
         "auto", "auto: bfloat16 on accelerators, float32 on CPU; parameters, log-probs and losses are always float32"
     )
@@ -64,7 +66,7 @@ class ModelSettings:
 class MeshSettings:
     """The learner's devices = data x fsdp x context x tensor."""
 
-    data: int = field(0, "copies, the only axis across TPU slices; 0: the devices that the other axes leave", least=0)
+    data: int = field(0, "copies, the only axis across TPU slices; 0: chosen from the other axes", least=0)
     fsdp: int = field(0, "devices that parameters are split over; 0: those that the other axes leave", least=0)
     context: int = field(1, "devices of one host that the tokens of a chain are split over, for long chains", least=1)
     tensor: int = field(1, "devices of one host that heads, MLP and vocabulary are split over", least=1)
@@ -326,7 +328,7 @@ class Config:
             self.reward,
             terms=(Term("log_prob", REWARDS["log_prob"]),) if supervised else self.reward.terms,
             overlong_max=overlong_max,
-            overlong_cache=self.reward.overlong_cache or overlong_max / 4,
+            overlong_cache=self.reward.overlong_cache or overlong_max / 5,
         )
         off_policy = self.sampler.max_staleness > 0 or self.sampler.weights == "int8"
         loss = dataclasses.replace(

@@ -114,7 +114,7 @@ class Example:
     `chain` is a reference chain of thought, used only for fine-tuning. `task` names the matching worked examples.
     `messages` is the whole conversation as (role, content) pairs, if it has more than one message; `prompt` is then the
     user's last message. `check` is JSON: the input of a grader besides the answer (a program's tests, an item of
-    reasoning_gym: `grading.reference_of`), the input of an environment, and `alternatives`, the alternative answers.
+    reasoning_gym: `graders.reference_of`), the input of an environment, and `alternatives`, the alternative answers.
     """
 
     id: str

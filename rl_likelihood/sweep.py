@@ -1,6 +1,7 @@
 """Sweeps: python -m rl_likelihood.sweep experiments/NAME.py ACTION [--only KEY=VALUE ...]
 
     --list            the points, by number
+    --prepare         write the files that the points read (--run does it too)
     --run[=WHICH]     run all of them, or some ("3", "0-7,12"); what is finished is never run again
     --status          how far each is
     --table           rewards by metrics, over seeds: --format=text|markdown|latex|csv, --paper for published numbers

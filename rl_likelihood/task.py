@@ -16,7 +16,9 @@ from rl_likelihood.data import conversation, prompts, tokenizer
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.common import all_begin_with, common_ids
 from rl_likelihood.data.extra_ids import with_alternatives, with_shown
+from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.data.rubrics import read_rubrics
 from rl_likelihood.datasets import sources
 from rl_likelihood.learner.packing import abstract_packing
 from rl_likelihood.learner.step import prompts_per_forward
@@ -160,7 +162,7 @@ def abstract_judged(c: Config, rows: int) -> Judged:
     return Judged(*(jax.ShapeDtypeStruct(x, jnp.int32) for x in dims))
 
 
-def step_batch(c: Config, fmt: ChainFormat, mesh: Mesh) -> Batch:
+def step_batch(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> Batch:
     """`abstract_batch` as the step takes it on this mesh: with a packing if train.packing is set."""
     batch = abstract_batch(c, fmt)
     if not c.train.packing:
@@ -180,7 +182,7 @@ def abstract_compared(c: Config, rows: int) -> Compared:
 def largest_forward(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> int:
     """Prompts per forward of the learner's step, for a batch of the maximum widths."""
     with using(mesh):
-        return prompts_per_forward(abstract_batch(c, fmt), c.step)
+        return prompts_per_forward(step_batch(c, fmt, mesh), c.step)
 
 
 def trained(task: Task, params: Params) -> Params:
@@ -244,6 +246,7 @@ def load(
     c = dataclasses.replace(c, prompt=sources.resolve_prompt(c.prompt, c.data, c.worked_examples))
     train, heldout, report = sources.load(c.data, training, c.prompt.shots)
     fast = sources.load_fast(c.data, c.prompt.shots) if training else []
+    train, left_out_by_rubric = _with_rubrics(train, c) if training and c.rubric.path else (train, [])
     if not heldout and c.eval.prompts:
         raise UserError("data.heldout_size is 0 but eval.prompts is not; hold some questions out or set eval.prompts=0")
     model, params, path = saved_model or load_model(c, mesh)
@@ -272,12 +275,21 @@ def load(
         fmt=fmt,
         train=rows,
         heldout=heldout_rows,
-        data_line=sources.describe(c.data, rows, heldout, report, left_out),
+        data_line=sources.describe(c.data, rows, heldout, report, left_out_by_rubric + left_out),
         fast=fast_rows,
         # A batch with critic's prompts has no common beginning.
         common=common_ids([row.prompt_ids for row in (*rows, *heldout_rows, *fast_rows) if not c.raro]),
     )
     return task, params
+
+
+def _with_rubrics(train: list[Example], c: Config) -> tuple[list[Example], list[str]]:
+    """(the questions that rubric.path does not leave out, descriptions of the others)."""
+    left_out = {rubric.prompt for rubric in read_rubrics(c.rubric.path) if not rubric.criteria}
+    kept = [e for e in train if question_of(e) not in left_out]
+    if not kept:
+        raise UserError(f"rubric.path is {c.rubric.path!r}, which leaves out every training question; give rubrics")
+    return kept, [f"{e.id}: left out by its rubric" for e in train if question_of(e) in left_out]
 
 
 def _refuse_positions(c: Config, model: ModelConfig, fmt: ChainFormat) -> None:

@@ -203,13 +203,12 @@ def learn(c: Config, session: Session, resume: int | None, saved_model: Model | 
                 batch = on_devices(task, devices, step_input.batch)
                 begin_step = time.perf_counter()
                 in_flight = programs.start(state, ref_params, batch, step_input.spread)
-                measured = step_input.measured()  # while the step runs
-                state, out, per_row = programs.finish(in_flight)
+                (state, out, per_row), measured, end_step = programs.finish(in_flight, step_input.measured)
                 end = time.perf_counter()
                 step += 1
                 profile.after(step)
                 refuse_nan(step, out, r.workdir)
-                clock = times(step_input, (begin, begin_step, end), write_seconds)
+                clock = times(step_input, (begin, begin_step, end_step, end), write_seconds)
                 out = record(r, step, out | means(measured) | step_input.logged | clock, step_input, per_row)
                 write_seconds = time.perf_counter() - end
                 progress.advance()
@@ -225,13 +224,13 @@ def learn(c: Config, session: Session, resume: int | None, saved_model: Model | 
     return step, ended or step >= steps
 
 
-def times(step_input: StepInput, clock: tuple[float, float, float], write_seconds: float) -> dict[str, float]:
-    """The times of a step, in seconds. `clock`: the times of its begin, of its batch being ready, and of its end.
-    `write_seconds`: seconds spent writing the previous step's metrics."""
-    step_begin, batch_ready, end = clock
+def times(step_input: StepInput, clock: tuple[float, float, float, float], write_seconds: float) -> dict[str, float]:
+    """The times of a step, in seconds. `clock`: the times of its begin, of its batch being ready, of the learner's end,
+    and of the end of `measured`. `write_seconds`: seconds spent writing the previous step's metrics."""
+    step_begin, batch_ready, learned, end = clock
     tokens = int((step_input.rollout.segment != 0).sum()) * jax.process_count()
-    host = batch_ready - step_begin - step_input.waited + write_seconds
-    return {"time/host": host, "time/learn": end - batch_ready, "tokens_per_second": tokens / (end - step_begin)}
+    host = batch_ready - step_begin - step_input.waited + end - learned + write_seconds
+    return {"time/host": host, "time/learn": learned - batch_ready, "tokens_per_second": tokens / (end - step_begin)}
 
 
 def record(r: Run, step: int, out: dict[str, float], step_input: StepInput, per_row: dict) -> dict[str, float]:
@@ -245,7 +244,7 @@ def record(r: Run, step: int, out: dict[str, float], step_input: StepInput, per_
 def open_run(session: Session, task: Task, devices: Devices) -> Run:
     """The run, with its checkpoint manager. The best checkpoint is kept if train.best names a metric."""
     c = task.config.train
-    best = Best(session.workdir, c.best, bool(c.best) and higher_is_better(c.best))
+    best = Best(session.workdir, c.best, bool(c.best) and higher_is_better(c.best), bool(task.fast))
     manager = checkpoint.open_manager(session.workdir, checkpoint_config(c), best.is_best if c.best else None)
     return Run(**vars(session), task=task, devices=devices, checkpoints=manager, best=best)
 
@@ -288,7 +287,8 @@ def keep_inputs_of_run(task: Task, session: Session, model: str = "") -> None:
 def first_alarms(r: Run, step: int) -> Alarms:
     """The alarms of a run that starts or resumes at `step`. They compare with the first steps of the run, so a resumed
     run reads those from metrics.jsonl."""
-    alarms = Alarms(tuple(t.name for t in r.config.reward.terms), r.config.reward.truncated)
+    c = r.config
+    alarms = Alarms(tuple(t.name for t in c.reward.terms), c.reward.truncated, c.step.turn_credit)
     path = r.workdir / run_files.METRICS
     if step and distributed.first() and path.exists():
         for row in run_files.read(path)[:FIRST_STEPS]:

@@ -1,8 +1,9 @@
 """Win rate of one model over another: python -m rl_likelihood.winrate --a=RUN|FILE --b=RUN|FILE --judge=MODEL
 
-A and B are workdirs with an evaluation, or JSON-lines files with prompt, answer and reference. The judge is a model's
-name, folder or .gguf file, a reward model's workdir, or an address that speaks OpenAI's chat protocol, with
---judge_name (the API key is in the environment variable JUDGE_API_KEY). It sees each pair of answers in both orders.
+A and B are workdirs with an evaluation, or JSON-lines files with prompt and answer; one of them also needs reference.
+The judge is a model's name, folder or .gguf file, a reward model's workdir, or an address that speaks OpenAI's chat
+protocol, with --judge_name (the API key is in the environment variable JUDGE_API_KEY). It sees each pair of answers in
+both orders.
 
 First the judge is calibrated: it compares reference answers with reference answers to other questions, and with their
 own first halves. If either accuracy is not above chance, no win rate is printed. The output also has the accuracy of a
@@ -90,8 +91,9 @@ def calibrate(compare: Compare, rows: Sequence[Answered]) -> dict[str, Any]:
         judged = np.isfinite(first)
         if not judged.any():
             raise UserError("--judge failed on every pair that it is measured with; see its messages above")
-        longer = [0.5 if len(x) == len(y) else float(len(x) > len(y)) for x, y in zip(chosen, rejected, strict=True)]
-        out[name] = winrate.accuracy(first[judged], second[judged]) | {"length_only": float(np.mean(longer))} | lost
+        longer = np.sign([len(x) - len(y) for x, y in zip(chosen, rejected, strict=True)])[judged]  # 1, -1; 0: a tie
+        length_only = {"length_only": float((longer + 1).mean() / 2)}
+        out[name] = winrate.accuracy(first[judged], second[judged]) | length_only | lost
     return out
 
 

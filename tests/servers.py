@@ -8,8 +8,9 @@ import time
 
 
 @contextlib.contextmanager
-def hub(refuse=False):
-    """As much of the Hugging Face Hub as takes an upload; gives its address and [(path, token, body)]."""
+def hub(there=(), refuse=False):
+    """As much of the Hugging Face Hub as takes an upload; gives its address and [(path, token, body)]. `there`: files
+    in the repository before."""
     requests = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -22,7 +23,8 @@ def hub(refuse=False):
             self.answer(403 if refuse else 200, answer)
 
         def do_GET(self):
-            self.answer(404, {})
+            tree = [{"type": "file", "path": path, "size": 1, "oid": "1"} for path in there]
+            self.answer(*((200, tree) if "/tree/" in self.path else (404, {})))
 
         def answer(self, status, value):
             content = json.dumps(value).encode()

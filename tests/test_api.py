@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import nbclient
@@ -11,7 +12,7 @@ import pandas
 import pytest
 
 from rl_likelihood import api
-from rl_likelihood.config import flatten
+from rl_likelihood.config import build, flatten
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import Example, UserError
 from tests.runs import small_config
@@ -58,6 +59,22 @@ def test_generated_texts_are_those_of_the_sampler_and_follow_the_seed(run):
     assert [len(group) for group in one] == [3, 3] and one == again
     assert [group[0] for group in one] == [group[0] for group in other], "the greedy ones"
     assert one != other and api.generate(run, []) == []
+
+
+@pytest.mark.parametrize("heldout", [6, 0])
+def test_questions_are_asked_with_the_run_s_worked_examples(heldout, tmp_path):
+    few_shot = {"data__tasks": ("one_operation",), "prompt__examples": 2, "prompt__max_prompt": 600}
+    task, params = api.load(build(small_config(**few_shot, data__heldout_size=heldout, eval__prompts=0)))
+    run = api.Run(tmp_path, 0, task, params)
+    row = (task.heldout or task.train)[0]
+    question, answer = row.example.prompt, row.example.answer
+    (got,) = run.encoded([Example("prompt", question, answer)])
+    assert got.prompt_ids.tolist() == row.prompt_ids.tolist()
+    assert "7 + 4 = 11. Then 11 - 5 = 6." in task.tokenizer.decode(got.prompt_ids)
+    score = api.score(run, question, "", answer)
+    assert len(score.answer) == len(row.answer_ids)
+    (line,) = [line for line in (ROOT / "docs/python.md").read_text().splitlines() if "api.score(" in line]
+    assert set(re.findall(r"`(\w+)`", line)) == set(score.rewards)
 
 
 def test_a_prompt_that_just_fits_is_not_refused(run, monkeypatch):

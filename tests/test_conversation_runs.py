@@ -9,6 +9,7 @@ import pytest
 from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.report.metric_table import unknown
+from rl_likelihood.report.page.chains import groups_of
 from rl_likelihood.runtime import run_files
 from tests.runs import small_config
 
@@ -65,6 +66,10 @@ def test_a_run_of_conversations_resumes_bit_for_bit(how, tmp_path):
     assert "calculate" in sample["start"] and "start" not in second
     assert [m["role"] for m in sample["messages"]] == ["assistant", "environment", "assistant"]
     assert sample["reward/environment"] == 0 and sample["turns"] == 2
+    by_turn = "env__credit" in how
+    assert by_turn == (len(sample.get("turn_advantage", ())) == 2)
+    shown = groups_of([sample])[0]["chains"][0]["messages"]
+    assert ["advantage" in message for message in shown] == [by_turn, False, by_turn]
     resumed = cut_back(unbroken, tmp_path / "resumed", 1)
     assert run(resumed, **how)
     for name in ("metrics.jsonl", "samples.jsonl"):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from configs import writing
 from experiments import reward_model
-from rl_likelihood.config import all_fields
+from rl_likelihood.config import all_fields, apply_preset, build
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.report import table_text
 from rl_likelihood.tables import reward_table
@@ -58,6 +59,17 @@ def test_commands_and_fields_exist(name):
     own = {"reward.name", "a.b"}  # a.b is a placeholder
     for field in set(re.findall(r"--config\.([a-z_]+(?:\.[a-z_0-9]+)*)=", TEXTS[name])) - own:
         assert field in all_fields(), field
+
+
+def test_the_settings_of_the_commands_of_the_page_on_writing_fit_together():
+    command = r"`python -m rl_likelihood\.\w+ --config=configs/writing\.py:(\S+)(.*?)`"
+    commands = re.findall(command, TEXTS["docs/writing.md"])
+    assert len(commands) >= 5
+    for argument, overrides in commands:
+        c, values = writing.get_config(argument), dict(re.findall(r"--config\.([\w.]+)=(\S+)", overrides))
+        c.update_from_flattened_dict(values)
+        apply_preset(c, list(values))
+        build(c)
 
 
 def test_the_table_of_rewards_has_every_name_once():

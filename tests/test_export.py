@@ -12,16 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.tokenizer import load_tokenizer
-from rl_likelihood.export import export, refuse_another, refuse_workdir, run_id
+from rl_likelihood.export import export, export_adapters, refuse_another, refuse_workdir, run_id
 from rl_likelihood.model.decoder import ModelConfig
+from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.weights import files
+from tests.model.test_lora import random_adapters
 from tests.servers import hub
-from tests.weights.make_checkpoints import BASE, random_params, write
+from tests.weights.make_checkpoints import BASE, CONFIGS, random_params, write
 
 
 def run(*args, **env):
@@ -61,6 +64,35 @@ def test_command(tmp_path):
         "dtype": "float32",
     }
     assert stop == {"bos_token_id": None, "eos_token_id": base.eos_token_id, "pad_token_id": base.pad_token_id}
+
+
+def lora_run(folder, cfg):
+    """(its architecture, its adapters) of a run of adapters in `folder`, whose base is in no Hugging Face folder."""
+    write("qwen3", folder / "model")  # for the tokenizer
+    params = random_params(cfg, 1)
+    lora = LoraConfig(rank=2, targets=("q", "up"))
+    adapters = random_adapters(lora, cfg)
+    meta = {"model_config": dataclasses.asdict(cfg), "model_path": str(folder / "model")}
+    of_adapters = {"lora": dataclasses.asdict(lora), "config": {"warm_start.steps": 1}}
+    for path, tree, more in ((folder / checkpoint.INITIAL, params, {}), (folder, adapters, of_adapters)):
+        state = TrainState(step=jnp.int32(0), params=jax.tree.map(jnp.asarray, tree), opt_state={})
+        checkpoint.save_initial(path, state, meta | more)
+    return cfg, adapters
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_and_their_base_are_written_in_the_type_asked_for(dtype, tmp_path):
+    export_adapters(tmp_path / "run", *lora_run(tmp_path / "run", CONFIGS["qwen3"]), tmp_path / "out", dtype)
+    for file in ("adapter_model.safetensors", "base/model.safetensors"):
+        assert {str(x.dtype) for x in load_file(tmp_path / "out" / file).values()} == {dtype}
+
+
+def test_adapters_that_peft_cannot_load_are_refused_before_their_base_is_written(tmp_path):
+    phi = ModelConfig("phi3", kv_heads=2, **BASE)
+    cfg, adapters = lora_run(tmp_path / "run", phi)
+    with pytest.raises(UserError, match="phi3 files hold several matrices"):
+        export_adapters(tmp_path / "run", cfg, adapters, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_workdir_is_no_folder_to_export_to(tmp_path):
@@ -157,7 +189,10 @@ def test_tokenizer_of_another_model(tmp_path):
 def test_a_folder_is_pushed_to_the_hub_with_the_token_and_without_what_names_this_machine(tmp_path):
     save_run(tmp_path)
     to = [f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--push=me/model"]
-    with hub() as (address, requests):
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    others = ["README.md", "adapter/model.safetensors"]
+    there = [first, second, "model.safetensors.index.json", "model.safetensors", *others]
+    with hub(there) as (address, requests):
         done = run(*to, HF_ENDPOINT=address, HF_TOKEN="hf_secret")
     assert done.returncode == 0, done.stderr
     assert f"{address}/me/model/commit/1" in done.stdout
@@ -166,7 +201,9 @@ def test_a_folder_is_pushed_to_the_hub_with_the_token_and_without_what_names_thi
     assert created["organization"] == "me" and created["name"] == "model" and created["visibility"] == "private"
     (commit,) = [body.decode() for path, _, body in requests if "/commit/" in path]
     lines = [json.loads(line)["value"] for line in commit.splitlines()]
-    sent = {value["path"]: value["content"] for value in lines[1:]}
+    sent = {value["path"]: value["content"] for value in lines[1:] if "content" in value}
+    deleted = {value["path"] for value in lines[1:] if "content" not in value}
+    assert deleted == {first, second, "model.safetensors.index.json"}, "old weights, unless uploaded again"
     assert set(sent) == {path.name for path in (tmp_path / "out").iterdir()} - {"export.json"}
     assert base64.b64decode(sent["config.json"]) == (tmp_path / "out" / "config.json").read_bytes()
     assert lines[0]["summary"].startswith("Step 3")

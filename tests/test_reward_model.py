@@ -13,15 +13,16 @@ from safetensors.numpy import load_file, save_file
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.judged_text import SCORE
+from rl_likelihood.data.pairs import Comparison
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.report.metric_table import unknown
-from rl_likelihood.reward_model import reward_model
+from rl_likelihood.reward_model import reader_for, reward_model
 from rl_likelihood.rollouts.local_judge import HEAD, load_head, local_judge, save_head
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.workdir import keep_inputs, write_config
 from rl_likelihood.shapes import UserError
-from rl_likelihood.training.comparisons import digest, load_comparisons
+from rl_likelihood.training.comparisons import digest, encode, load_comparisons
 from rl_likelihood.weights import files
 from tests.runs import small_config
 from tests.small import random_params
@@ -117,6 +118,13 @@ def test_its_workdir_travels_without_its_model(tmp_path):
     shutil.rmtree(run / "checkpoints" / "4")
     assert reward_model(c, run)["nll"] == out["nll"]
     assert checkpoint.describe(run)[2] == str(folder)
+
+
+def test_a_long_answer_is_counted_once_beside_questions_with_more_answers(tmp_path):
+    reader, _ = reader_for(config(write(tmp_path / "rows.jsonl")), None, ["a?"])
+    rows = [Comparison("1", "a?", ("b", "x" * 99), (0.0,) * 2), Comparison("2", "c?", tuple("defgh"), (0.0,) * 5)]
+    batch, cut = encode(reader, rows, 5)
+    assert cut == 1 and batch.present.sum(1).tolist() == [2, 5]
 
 
 @pytest.mark.parametrize(

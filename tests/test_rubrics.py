@@ -10,10 +10,13 @@ from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.rubrics import Criterion, Rubric, read_rubrics, refuse, write_rubrics
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets import sources
+from rl_likelihood.rollouts.asked_judge import refuse_judge
+from rl_likelihood.rollouts.rubric_judge import rubrics_of
 from rl_likelihood.rollouts.rubric_writer import WriterPrompts, writer_of
 from rl_likelihood.rubrics import filter_rubrics, make, show
 from rl_likelihood.run_model import random_model
 from rl_likelihood.shapes import UserError
+from rl_likelihood.task import load
 from rl_likelihood.weights import files
 from tests.rollouts.test_asked_judge import rubric_file
 from tests.runs import small_config
@@ -84,7 +87,8 @@ def test_lines_that_a_user_wrote_stay_byte_for_byte(tmp_path):
 
 def test_what_is_shown_is_near_and_said_once():
     pytest.importorskip("bm25s")
-    shown = WriterPrompts(config("http://h/v1", "x", rubric__cases=1, rubric__pool=2), SEEDS, None)
+    left_out = Rubric("What sum is 2 plus 2, as one number?", "", ())
+    shown = WriterPrompts(config("http://h/v1", "x", rubric__cases=1, rubric__pool=2), [*SEEDS, left_out], None)
     assert len(shown.criteria) == 3, "two criteria with the same words are one"
     (message,) = shown.messages(["What sum is 2 plus 2, as one number?"])
     near = json.loads(message.partition("Criteria of questions that are near:\n")[2].partition("\n")[0])
@@ -154,16 +158,17 @@ def test_a_local_model_writes_and_makes_vectors(tmp_path):
     assert vectors(["one", "two"]).shape[0] == 2
 
 
+def unsure(handler, number, body):
+    """Every answer contains the empty text, and none contains a zebra. It never says less than 0.45."""
+    p = 0.45 if "has 'zebra'" in body["messages"][0]["content"] else 0.9
+    pairs = [{"token": "yes", "logprob": math.log(p)}, {"token": "no", "logprob": math.log(1 - p)}]
+    handler.reply(200, {"choices": [{"logprobs": {"content": [{"top_logprobs": pairs}]}}]})
+
+
 @pytest.mark.parametrize("low, high, kept", [(0.0, 0.8, "it has 'zebra'"), (0.3, 1.0, "it has ''"), (0.3, 0.8, None)])
 def test_criteria_that_all_or_no_answers_meet_are_left_out(tmp_path, low, high, kept):
-    """With a judge of keywords: every answer contains the empty text, and none contains a zebra. It never says less
-    than 0.45. The criterion that a checklist adds to all questions is not in the file."""
+    """The criterion that a checklist adds to all questions is not in the file."""
     limits = {"rubric__low": low, "rubric__high": high, "rubric__aggregate": "checklist"}
-
-    def unsure(handler, number, body):
-        p = 0.45 if "has 'zebra'" in body["messages"][0]["content"] else 0.9
-        pairs = [{"token": "yes", "logprob": math.log(p)}, {"token": "no", "logprob": math.log(1 - p)}]
-        handler.reply(200, {"choices": [{"logprobs": {"content": [{"top_logprobs": pairs}]}}]})
 
     with serving(unsure) as (url, _):
         c = config(url, tmp_path / "r.jsonl", data__train_size=5, rubric__rollouts=3, **limits)
@@ -171,10 +176,38 @@ def test_criteria_that_all_or_no_answers_meet_are_left_out(tmp_path, low, high, 
         out = filter_rubrics(c, tmp_path)
     count = 5 if kept else 0
     assert out["criteria"] == 10 and out["criteria_kept"] == out["questions_kept"] == count and out["questions"] == 5
-    if kept:
-        written = read_rubrics(out["file"])
-        assert [r.prompt for r in written] == [e.prompt for e in sources.load(c.data)[0]]
-        assert all([x.text for x in r.criteria] == [kept] for r in written)
+    written = read_rubrics(out["file"])
+    assert [r.prompt for r in written] == [e.prompt for e in sources.load(c.data)[0]]
+    assert all([x.text for x in r.criteria] == ([kept] if kept else []) for r in written)
+
+
+def test_training_takes_what_a_filter_wrote_and_leaves_out_the_questions_without_a_rubric(tmp_path):
+    """No answer meets the zebras, and all meet the other criterion, which is dropped. Two questions are left with
+    faults alone, and one with nothing."""
+    good, fault = Criterion("it has 'zebra'", 3.0), Criterion("has 'zebra'!", -3.0)
+    dropped = Criterion("it has ''", 5.0)
+    with serving(unsure) as (url, _):
+        c = config(url, tmp_path / "r.jsonl", data__train_size=5, rubric__rollouts=3, rubric__low=0.0, rubric__high=0.8)
+        questions = [e.prompt for e in sources.load(c.data)[0]]
+        criteria = [(dropped, fault), (fault, dropped), (dropped,), (good, dropped), (good, fault)]
+        write_rubrics(c.rubric.path, [Rubric(q, "", x) for q, x in zip(questions, criteria, strict=True)])
+        out = filter_rubrics(c, tmp_path)
+        assert (out["questions"], out["questions_kept"], out["questions_refused"]) == (5, 2, 2)
+        again = config(url, out["file"], data__train_size=5, rubric__rollouts=3, rubric__low=0.0, rubric__high=0.8)
+        refuse_judge(again, tmp_path)
+        task = load(again)[0]
+        kept = [row.example.prompt for row in task.train]
+        assert kept == questions[3:] and "3 " in task.data_line and "left out by its rubric" in task.data_line
+        by_question = rubrics_of(again.rubric, kept)
+        assert [by_question[q].criteria for q in kept] == [(good,), (good, fault)]
+        assert "left out of training" in show([by_question[questions[0]]])
+        assert filter_rubrics(again, tmp_path)["questions"] == 2
+        assert load(again)[0].data_line == task.data_line, "a second filter keeps the marks"
+        with pytest.raises(UserError, match="rubric.path.*leaves out every"):
+            write_rubrics(out["file"], [Rubric(q, "", ()) for q in questions])
+            load(again)
+        with pytest.raises(UserError, match="has -3 points.*rar"):
+            filter_rubrics(config(url, c.rubric.path, rubric__aggregate="rar"), tmp_path)
 
 
 @pytest.mark.parametrize("working", [True, False])

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import threading
+import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,6 +18,7 @@ from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.shapes import UserError
+from rl_likelihood.training.programs import StepPrograms
 from tests.commands import command
 from tests.runs import config_file, rows, run, small_config
 
@@ -70,6 +74,29 @@ SAMPLE = [
     "advantage",
     "version",
 ]
+
+
+def test_metrics_that_outlast_the_step_are_time_of_the_host():
+    given = SimpleNamespace(rollout=SimpleNamespace(segment=np.ones((1, 2, 5))), waited=3.0)
+    clock = train.times(given, (10.0, 15.0, 19.0, 20.0), 0.5)
+    assert clock == {"time/host": 5 - 3 + 1 + 0.5, "time/learn": 4.0, "tokens_per_second": 1.0}
+
+
+def test_the_step_ends_before_what_takes_longer_beside_it():
+    read = threading.Event()
+
+    class Loss:
+        def __float__(self):
+            read.set()
+            return 0.5
+
+    def longer():
+        assert read.wait(60)
+        time.sleep(0.5)
+        return {"end": time.perf_counter()}
+
+    finished, beside, end = StepPrograms.__new__(StepPrograms).finish((None, {"loss": Loss()}, {}), longer)
+    assert finished == (None, {"loss": 0.5}, {}) and end < beside["end"]
 
 
 @pytest.fixture(scope="module")

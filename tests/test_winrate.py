@@ -77,6 +77,20 @@ def test_what_the_judge_failed_on_is_left_out_and_counted():
     assert out["win_rate"] == pytest.approx(100 * (10 * 0.5 + 19 * 0.8) / 29)
 
 
+def test_length_alone_is_measured_on_the_pairs_that_the_judge_read():
+    """It fails on all questions whose reference is short."""
+    references = {q: "a b c d" if n % 2 else "a b" for n, q in enumerate(QUESTIONS[:8])}
+
+    def fails_on_short_references(questions, pairs):
+        keep = np.array([references[q] == "a b c d" for q in questions])
+        return Verdicts(np.full(len(pairs), 0.5), keep, 0)
+
+    found = calibrate(fails_on_short_references, [Answered(q, r, r) for q, r in references.items()])["shuffled"]
+    chosen = list(references.values())
+    others = [b for a, b in zip(chosen, shuffled(chosen), strict=True) if a == "a b c d" != b]
+    assert found["pairs"] == len(others) > 0 and found["length_only"] == 1
+
+
 def test_a_refusal_names_max_row_if_answers_were_cut():
     """Cut after two words, a reference and its half are the same for the judge."""
     references = {q: f"it is {2 * n} and no more" for n, q in enumerate(QUESTIONS)}

@@ -22,7 +22,7 @@ def summary(workdir: Path) -> None:
     n = int(next(iter(rows.values()))["questions"])
     error = f"the standard error of a success rate is up to {50 / n**0.5:.1f} points"
     say(f"\nOn {counted(n, 'held-out question')}, {error}")
-    say("\nGreedy answers to the first of them")
+    say("\nGreedy answers to the first held-out questions")
     columns = [row.get("examples", []) for row in rows.values()]
     for shown in zip(*columns, strict=False):
         say(f"  {excerpt(shown[0]['prompt'])}  [{excerpt(shown[0]['reference'])}]")

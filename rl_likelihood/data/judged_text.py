@@ -44,7 +44,11 @@ class JudgeSettings:
     task: str = field("", "explains the task to the judge, or to a rubric's writer; it reads this before each question")
     template: Literal["model", "plain"] = field("model", "the judge's chat template: its own, or plain lines")
     max_prompt: int = field(512, "maximum tokens of a question in the judge's template", least=1)
-    max_row: int = field(256, "maximum tokens of an answer in the template; longer answers are cut", least=8)
+    max_row: int = field(
+        256,
+        "maximum tokens of an answer in the template, or of the two answers that are compared; longer ones are cut",
+        least=8,
+    )
     normalise: Literal["none", "whiten"] = field(
         "none", "whiten: divide a reward model's scores by their spread on its held-out questions"
     )
@@ -312,13 +316,23 @@ def _around(reader: Reader, rendered: _Rendered) -> list[list[int]]:
     return ids_after_text(reader.tokenizer, reader.vocab_bytes, [*pieces, last + rendered.after])
 
 
+def _limit(lengths: Sequence[int], room: int) -> int:
+    """The tokens that each answer may have, so that all fit into `room`. A short one leaves its rest to the others."""
+    for i, length in enumerate(sorted(lengths)):
+        share = room // (len(lengths) - i)
+        if length > share:
+            return share
+        room -= length
+    return max(lengths)
+
+
 def _row(reader: Reader, answers: Sequence[str | None], rendered: _Rendered) -> tuple[list[int], bool]:
     """(the ids of one row, whether an answer was cut at its end to fit)."""
     pieces, texts = _around(reader, rendered), [cleaned(answer) for answer in answers]
     if not pieces[0]:
         texts[0] = rendered.space + texts[0]
     inner = ids_after_text(reader.tokenizer, reader.vocab_bytes, texts, plain=True)
-    limit = (reader.max_row - sum(map(len, pieces))) // len(texts)
+    limit = _limit([len(answer) for answer in inner], reader.max_row - sum(map(len, pieces)))
     ids = list(pieces[0])
     for answer, after in zip(inner, pieces[1:], strict=True):
         ids += [*answer[:limit], *after]

@@ -9,30 +9,17 @@ import numpy as np
 from rl_likelihood.shapes import UserError
 
 
-def order(n: int, batch: int, seed: int, host: int = 0, hosts: int = 1) -> Callable[[int], np.ndarray]:
-    """A function step -> row indices [batch / hosts] (int64) into n rows. An epoch has every row once, in a new order.
+def order(n: int, batch: int, seed: int) -> Callable[[int], np.ndarray]:
+    """A function step -> row indices [batch] (int64) into n rows. An epoch has every row once, in a new order.
 
-    The step is the only state, so a resumed run continues with the right row. A step may span two epochs. Each of
-    `hosts` processes takes its part of every step's rows. The parts in the order of processes are the rows that a
-    single process would take.
+    The step is the only state, so a resumed run continues with the right row. A step may span two epochs.
     """
     if n < 1 or batch < 1:
         raise UserError(f"{batch} prompts a step from {n} training questions is not possible; both must be at least 1")
-    if batch % hosts or not 0 <= host < hosts:
-        raise UserError(
-            f"train.prompts_per_step = {batch} cannot be shared evenly by {hosts} processes (this is number {host}); "
-            f"set it to a multiple of {hosts}"
-        )
     import grain  # here because it takes over a second to import
 
     stream = grain.MapDataset.range(n).shuffle(seed=seed).repeat()  # repeat() gives each epoch its own seed
-    part = batch // hosts
-
-    def rows_of(step: int) -> np.ndarray:
-        first = step * batch + host * part
-        return np.asarray([stream[first + j] for j in range(part)], dtype=np.int64)
-
-    return rows_of
+    return lambda step: np.asarray([stream[step * batch + j] for j in range(batch)], dtype=np.int64)
 
 
 def in_batches(rows: list, size: int) -> Iterator[tuple[int, list]]:

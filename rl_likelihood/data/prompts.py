@@ -1,9 +1,9 @@
 """Converts examples to ids: a chat prompt that ends in `<think>`, tags, and the reference answer after `<answer`.
 
-A completion reads  chain </think>\\n<answer  |  >reference</answer>.  The bar is the seam: the policy samples up to and
-including `<answer`, then the reference ids follow. Each piece is tokenized once, here, and pieces are joined as ids. So
-the seam must be a token boundary: `chain_format` checks the vocabulary, and `encode_all` checks every answer. Sampled
-text is never encoded again.
+A completion reads  chain </think>\\n<answer  |  >reference</answer>.  The bar marks the boundary: the policy samples up
+to and including `<answer`, then the reference ids follow. Each piece is tokenized once, here, and pieces are joined as
+ids. So the boundary must lie between two tokens: `chain_format` checks the vocabulary, and `encode_all` checks every
+answer. Sampled text is never encoded again.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class PromptConfig:
         "and not trained on. Empty: those of the task, or the first training rows with a chain",
     )
     score_delims: Literal["none", "close", "both"] = field(
-        "close", 'what is scored besides the answer: nothing, the "</" after it, or every token from ">" to the last'
+        "close", 'none: the answer alone; close: also the "</" after it; both: every token of >answer</answer>'
     )
     think_open: str = field("<think>", "the prompt ends in it")
     think_close: str = field("</think>", "the policy ends its chain with it")

@@ -54,10 +54,13 @@ class Store:
         try:
             import bm25s
         except ImportError:
-            raise UserError("rubric.retriever needs bm25s; install rl_likelihood[rubrics]") from None
+            raise UserError("rubric.retriever needs bm25s; run pip install -e '.[rubrics]'") from None
         if self._lexical is None:
+            text_tokens = bm25s.tokenize(self.texts, show_progress=False)
+            if not text_tokens.vocab:  # no text has a word, as in "2+2?"
+                return [[] for _ in queries]
             self._lexical = bm25s.BM25()
-            self._lexical.index(bm25s.tokenize(self.texts, show_progress=False), show_progress=False)
+            self._lexical.index(text_tokens, show_progress=False)
         query_tokens = bm25s.tokenize(list(queries), show_progress=False)
         numbers, scores = self._lexical.retrieve(query_tokens, k=min(k, len(self.texts)), show_progress=False)
         return [
@@ -133,7 +136,7 @@ def refuse_store(where: str) -> None:
         )
     package = PACKAGES.get(name)
     if package and not importlib.util.find_spec(package):
-        raise UserError(f"rubric.store is {where!r}, which needs {package}; install rl_likelihood[{name}]")
+        raise UserError(f"rubric.store is {where!r}, which needs {package}; run pip install -e '.[{name}]'")
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 A file has one JSON object a line, in the format of HealthBench:
 {"prompt": "..." or messages, "prompt_id": "...", "rubrics": [{"criterion": "...", "points": 5, "tags": []}]}
+With "rubrics": [] and "left_out": true, training leaves the question out.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Criterion(NamedTuple):
 
 
 class Rubric(NamedTuple):
-    """A question and its criteria."""
+    """A question and its criteria; without criteria, training leaves the question out."""
 
     prompt: str
     id: str
@@ -80,6 +81,8 @@ def of_record(record: object, where: str) -> Rubric:
     if not prompt:
         raise UserError(f"{where}: field 'prompt' must be text or messages with text")
     rows = record.get("rubrics")
+    if rows == [] and record.get("left_out") is True:
+        return Rubric(prompt, str(record.get("prompt_id", "")), ())
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{where}: field 'rubrics' must be a list of criteria, at least one; this question has none")
     criteria = [criterion_of(row) for row in rows]
@@ -95,7 +98,8 @@ def of_record(record: object, where: str) -> Rubric:
 def to_record(rubric: Rubric) -> dict[str, Any]:
     """The row that `of_record` reads."""
     criteria = [{"criterion": c.text, "points": c.points, "tags": list(c.tags)} for c in rubric.criteria]
-    return {"prompt": [{"role": "user", "content": rubric.prompt}], "prompt_id": rubric.id, "rubrics": criteria}
+    record = {"prompt": [{"role": "user", "content": rubric.prompt}], "prompt_id": rubric.id, "rubrics": criteria}
+    return record if criteria else record | {"left_out": True}
 
 
 def criterion_of(row: object) -> Criterion | None:
@@ -114,6 +118,8 @@ def refuse(rubrics: Sequence[Rubric], kind: str, name: str = "rubric.path") -> N
     """UserError if a rubric's points do not suit `kind`, the setting rubric.aggregate."""
     for rubric in rubrics:
         points = [c.points for c in rubric.criteria]
+        if not points:
+            continue
         if kind in ALL_POSITIVE and min(points) < 0:
             raise UserError(
                 f"{name}: a criterion of {rubric.prompt[:60]!r} has {min(points):g} points, but with rubric.aggregate="
@@ -124,6 +130,15 @@ def refuse(rubrics: Sequence[Rubric], kind: str, name: str = "rubric.path") -> N
                 f"{name}: all criteria of {rubric.prompt[:60]!r} have negative points, so there are none to win; "
                 "set rubric.aggregate=signed"
             )
+
+
+def suits(rubric: Rubric, kind: str) -> bool:
+    """Whether the rubric has criteria, and training with rubric.aggregate = `kind` takes them."""
+    try:
+        refuse([rubric], kind)
+    except UserError:
+        return False
+    return bool(rubric.criteria)
 
 
 def criteria_in(prose: str) -> list[Criterion]:

@@ -183,14 +183,13 @@ def _faulty(uid: str, task: Task, rng: random.Random) -> Example:
 
 
 def _conversation(uid: str, task: Task, item: dict[str, Any]) -> Example:
-    """Numbers and a target for the environment `calculator`. The chain's teacher tries sum, difference and product in a
-    random order, and submits the first that is right. After a wrong try he gives up with probability 0.6, and submits
-    that try."""
+    """Numbers and a target for the environment `calculator`. The chain's teacher tries sum, difference and product in
+    this order, and submits the first that is right. After a wrong try it gives up with probability 0.6, and submits
+    that try. So what a policy has to learn by RL is not to give up."""
     metadata, rng = item["metadata"], random.Random(uid)
     numbers, target = metadata["numbers"], metadata["target"]
     low, high = sorted(numbers)
-    tries = rng.sample([f"{high}+{low}", f"{high}-{low}", f"{high}*{low}"], 3)
-    last = 0
+    tries, last = (f"{high}+{low}", f"{high}-{low}", f"{high}*{low}"), 0
     while evaluate(tries[last])[0] != target and rng.random() > _GIVES_UP:
         last += 1
     calls = [*(("calculate", tried) for tried in tries[: last + 1]), ("submit", tries[last])]

@@ -5,7 +5,7 @@
     json     {"name": "reboot_device", "arguments": {}}, or a list of such objects  an answer between answer tags
 
 What a model writes may be anything. Each malformed call becomes a `BadCall`, whose text the model reads; no text raises
-an error, and time grows no faster than the text. `grading/calls.py` says what the JSON of a call may be.
+an error, and parsing time is linear in the length of the text. `grading/calls.py` says what the JSON of a call may be.
 """
 
 import json

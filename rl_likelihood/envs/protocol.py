@@ -1,8 +1,8 @@
 """What an environment is: a conversation that begins with messages, goes on by replies, and ends with a reward.
 
-Any object with these three methods is one, in about 30 lines (`calculator.py` is one with a tool). It is shared by all
-conversations, so what belongs to a conversation stands in its state. Replies must follow from the state and the text
-alone: a resumed run plays its conversations again.
+Any object with these three methods is one, in about 30 lines (`calculator.py` is an example with two tools). It is
+shared by all conversations, so what belongs to a conversation stands in its state. Replies must follow from the state
+and the text alone: a resumed run plays its conversations again.
 """
 
 import dataclasses

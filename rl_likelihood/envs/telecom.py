@@ -1,7 +1,7 @@
 """tau2-bench's telecom tasks: 43 tools over a carrier's records and a phone, what a task asserts, and its reward.
 
-Written from what tau2 does, with its replies letter for letter, for its solo mode: one agent has the tools of both
-sides and reads a ticket. It needs tau2's files (docs/tools.md); a task starts in microseconds.
+Our own implementation of tau2's solo mode. One agent reads a ticket and has the tools of both sides. Replies are
+identical to tau2's. It needs tau2's files (docs/tools.md); a task starts in microseconds.
 """
 
 import dataclasses

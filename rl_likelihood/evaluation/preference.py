@@ -1,7 +1,7 @@
-"""How well scores of answers know the right one: from each question's scores, of which the first is the right answer's.
+"""Accuracy and calibration of scores of answers. The first score of each question belongs to the right answer.
 
 Right answers may be longer than wrong ones, or share more words with the question. So what these alone would get stands
-beside every accuracy, and `accuracy_when_shorter` is of the pairs where length misleads.
+beside every accuracy, and `accuracy_when_shorter` is of the pairs whose right answer is the shorter one.
 """
 
 import math

@@ -32,7 +32,7 @@ import numpy as np
 
 from rl_likelihood.evaluation import texts, trace
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import UserError, exits
 
 Record = Mapping[str, Any]
 Columns = dict[str, np.ndarray]  # name -> [n], NaN where a question has no value
@@ -352,17 +352,14 @@ def read_records(path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return first, records
 
 
+@exits
 def main(argv: Sequence[str] | None = None) -> int:
     prog = "rl_likelihood.evaluation.statistics"
     parser = argparse.ArgumentParser(prog=prog, description="Numbers of an evaluation.")
     parser.add_argument("file", help="records of an evaluation, evaluations/NAME.jsonl in a workdir")
-    try:
-        first, records = read_records(parser.parse_args(argv).file)
-        if not records:
-            raise UserError("no question has been evaluated yet; run the evaluate command again")
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    first, records = read_records(parser.parse_args(argv).file)
+    if not records:
+        raise UserError("no question has been evaluated yet; run the evaluate command again")
     print(json.dumps({"step": first["step"], **summary(records)}))
     return 0
 

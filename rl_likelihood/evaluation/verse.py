@@ -1,8 +1,9 @@
 """The form of verse: lines, syllables and rhymes of an answer, measured by those of the reference answer.
 
 Words are looked up in the CMU pronouncing dictionary if the package `pronouncing` is installed (pip install
-rl_likelihood[writing]). A word that is not found is read by its spelling: each group of vowels is a syllable, and two
-words rhyme if they have the same letters from their last group of vowels to the end.
+-e '.[writing]'). A word that is not found is read by its spelling: each group of vowels but a silent e at the end
+is a syllable, and two words rhyme if they have the same letters from the last such group to the end. If only one of two
+words is found, both are read by their spelling.
 """
 
 import functools
@@ -42,14 +43,16 @@ def syllables(word: str) -> int:
     return max(1, len(_VOWELS.findall(word)) - silent)
 
 
-def _endings(word: str) -> set[str]:
-    """What a word's rhymes share with it: the sounds from the last stressed vowel on, of each pronunciation."""
-    phones = [p.split() for p in _phones(word)]
-    if not phones:
-        groups = list(_VOWELS.finditer(word.removesuffix("e") if len(word) > 3 else word))
-        return {word[groups[-1].start() :] if groups else word}
+def _spelled_ending(word: str) -> str:
+    """A word's letters from its last group of vowels to the end. A silent e at the end is no such group."""
+    groups = list(_VOWELS.finditer(word.removesuffix("e") if len(word) > 3 else word))
+    return word[groups[-1].start() :] if groups else word
+
+
+def _sounds(word: str) -> set[str]:
+    """The sounds from the last stressed vowel on, of each pronunciation."""
     out = set()
-    for sounds in phones:
+    for sounds in (p.split() for p in _phones(word)):
         stressed = [i for i, s in enumerate(sounds) if s[-1] in "12"] or [0]
         out.add(" ".join(re.sub(r"\d", "", s) for s in sounds[stressed[-1] :]))
     return out
@@ -57,9 +60,9 @@ def _endings(word: str) -> set[str]:
 
 def rhyme(a: str, b: str) -> bool:
     """Whether two different words rhyme."""
-    if bool(_phones(a)) != bool(_phones(b)):  # spelling on both sides, or sounds on both
-        return a != b and a[-3:] == b[-3:]
-    return a != b and bool(_endings(a) & _endings(b))
+    if _phones(a) and _phones(b):
+        return a != b and bool(_sounds(a) & _sounds(b))
+    return a != b and _spelled_ending(a) == _spelled_ending(b)
 
 
 def lines_of(text: str) -> list[list[str]]:
@@ -75,6 +78,7 @@ def form(answer: str, reference: str) -> dict[str, Any]:
         over the answer's lines.
     rhymes: the pairs of lines that rhyme in the reference; the share of them that rhyme in the answer. None if no lines
         of the reference rhyme.
+    If answer or reference has no lines, lines is 0 and the others are None.
     """
     own, model = lines_of(answer), lines_of(reference)
     if not own or not model:

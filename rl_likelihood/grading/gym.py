@@ -1,7 +1,7 @@
 """reasoning_gym's own rule: an answer is right if all of it was read and its data set's score_answer gives all points.
 
-All points, because many rules give a share: of the cells of a grid that are right (99 of 100 with one wrong cell), of
-the letters, of the time. All of the answer, because many rules look for what they want and drop the rest ("not 405").
+Only full points count as right, because many rules give partial points: 99 of 100 for a grid with one wrong cell. The
+whole answer must be readable, because many rules search for the right answer and ignore the rest ("not 405").
 So a rule is asked only about an answer that says what the reference says, but for white space, case, quotes and the
 spelling of numbers (`_same_words`); of data sets whose questions have several right answers, about one in the form
 that the question asks for (`_FORMS`). bench/gym_scorers.py shows every rule wrong answers, and counts what is right.

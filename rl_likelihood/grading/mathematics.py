@@ -1,8 +1,9 @@
 r"""Mathematical answers: right is what says the same as the reference and nothing more.
 
-An answer is read whole (`formula.read`): a word, a sign or a second number that no rule knows makes it wrong. Then the
-two trees are compared (`compare.same`), exactly. Nothing here can hang or end the process: texts are cut at 2,000
-characters, formulas at 30 levels, numbers at 60,000 bits.
+Of an answer with boxes the last box is graded, else the whole text. What is graded is read whole (`statements.read`): a
+word, a sign or a second number that no rule knows makes it wrong. Then the two trees are compared (`compare.same`),
+exactly. Nothing here can hang or end the process: answers over 2,000 characters are compared as plain text, and
+formulas are limited to 30 levels, numbers to 60,000 bits.
 """
 
 import functools

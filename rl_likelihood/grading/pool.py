@@ -6,12 +6,9 @@
 None is a failure of the grader, never a wrong answer: leave it out of the reward's mean or count it as you say, and
 show `pool.failures`.
 
-Workers are plain subprocesses and not `multiprocessing` ones (nor pebble's ProcessPool, which is built on these and
-tells a hang, a crash and an error apart as well as this does): "spawn" and "forkserver" start a worker by importing the
-main module of the parent again, which here is a whole training program. Measured with pebble 5.2.3 under a main that
-imports jax, on two cores: 204 MB and 1.5 to 2.4 s for every worker, first or after a kill; here 30 MB and 0.5 to 0.7 s.
-"fork" is quick, but not for a program with jax's threads. Its replies are pickles, too, which a hostile text that took
-over its worker could forge; here they are words in JSON.
+Workers are plain subprocesses. Those of `multiprocessing`, and so pebble's, import the parent's main module, a whole
+training program: 204 MB and 2 s for a worker, here 30 MB and 0.6 s. Replies are JSON, because a hostile text could
+forge a pickle.
 """
 
 import collections

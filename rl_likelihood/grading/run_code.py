@@ -1,4 +1,4 @@
-"""Runs a program that nobody has read, and says whether it came to its end.
+"""Runs an untrusted program in a sandbox and reports whether it ran to its end.
 
 Guaranteed on any Unix, with the program alone in its process group and an empty temporary directory as the place it
 starts in: it is killed, with its group, at the deadline; its address space, file sizes, open files and processor time

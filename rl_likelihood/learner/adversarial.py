@@ -40,6 +40,7 @@ from rl_likelihood.rewards.adversarial import Verdicts, policy_reward, verdicts_
 from rl_likelihood.shapes import Batch, Compared, TrainState
 
 NAME = "adversarial"  # the reward's name
+REPLAYED = "critic/accuracy_replay"  # a metric; NaN while there are no earlier answers
 
 
 def optimizers_of(cfg: CriticConfig) -> Optimizers:
@@ -127,7 +128,7 @@ def make_run_step(
         critic_metrics = {"critic/loss": outs[0]["loss/preference"], "critic/accuracy": outs[0]["preference/accuracy"]}
         if len(outs) > 1:
             seen = batch.replayed.present.any()  # nothing before the first step
-            critic_metrics["critic/accuracy_replay"] = jnp.where(seen, outs[1]["preference/accuracy"], jnp.nan)
+            critic_metrics[REPLAYED] = jnp.where(seen, outs[1]["preference/accuracy"], jnp.nan)
         params = JudgeParams(critic_state.params, critic_state.opt_state.head)
         if labels:
             verdict = in_parts(functools.partial(verdicts, model), model, params.model, batch.compared, size)

@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from rl_likelihood.learner.micro_batches import split, unstacked, whole
-from rl_likelihood.mesh import by_prompt, replicated
 from rl_likelihood.model.decoder import Completions, ModelConfig, Params, forward, head_matrix
 from rl_likelihood.shapes import CHAIN, PAD, AnyArray, Batch, Judged
 
@@ -121,16 +119,6 @@ def judge_batch(params: JudgeParams, judge: Judge, batch: Batch, size: int) -> B
     return batch.replace(host_rewards={**batch.host_rewards, judge.name: numbers}, judged=None)
 
 
-def make_judge(judge: Judge, size: int = 0, mesh: Mesh | None = None):
-    """The jitted judge(params, judged) -> [P, Q], for use outside the training step.
-
-    It computes `size` prompts at a time (0: all). With a mesh, prompts are split over it, and every process gets all
-    numbers.
-    """
-
-    def run(params: JudgeParams, judged: Judged) -> Float[Array, "P Q"]:
-        if mesh is not None:
-            judged = jax.lax.with_sharding_constraint(judged, by_prompt(mesh, judged))
-        return scores_in_parts(params, judge, judged, size or judged.prompt.shape[0])
-
-    return jax.jit(run, out_shardings=None if mesh is None else replicated(mesh))
+def make_judge(judge: Judge):
+    """The jitted judge(params, judged) -> [P, Q], for use outside the training step."""
+    return jax.jit(lambda params, judged: scores_in_parts(params, judge, judged, judged.prompt.shape[0]))

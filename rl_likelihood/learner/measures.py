@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from rl_likelihood.learner import surrogate
 from rl_likelihood.learner.rows import Forward, StepConfig, packed_rows, policy_masks
 from rl_likelihood.rewards import intrinsic, likelihood, shaping
-from rl_likelihood.shapes import AnyArray, Batch
+from rl_likelihood.shapes import CHAIN, AnyArray, Batch
 
 # Rewards without a reference that every step logs.
 ALWAYS = ("self_certainty", "token_entropy")
@@ -97,7 +97,7 @@ def metrics(sums: Values, per_row: Values, batch: Batch) -> Values:
         "reward/zero_std_groups": jnp.where(keep.any(-1), std <= _NO_SPREAD, False).sum() / groups,
         # Rows whose exp(log-prob) is 0 in float32: the reward `prob` cannot tell them apart.
         "reward/underflow": mean((rewards["reward/prob"] == 0) & batch.scored.any(-1)),
-        "advantage/abs_mean": mean(jnp.abs(per_row["advantage"])),
+        "advantage/abs_mean": mean(advantage_size(per_row, batch)),
         "chain/length": mean_of_all(per_row["chain_tokens"]),
         "chain/truncated": mean_of_all(batch.truncated),
         "answer/log_prob": mean(rewards["reward/log_prob"]),
@@ -122,6 +122,16 @@ def metrics(sums: Values, per_row: Values, batch: Batch) -> Values:
         gain = rewards["reward/log_prob"] - per_row["no_chain_log_prob"][:, None]
         out |= {"answer/no_chain_log_prob": mean_of_all(per_row["no_chain_log_prob"]), "answer/chain_gain": mean(gain)}
     return out
+
+
+def advantage_size(per_row: Values, batch: Batch) -> Float[Array, "P G"]:
+    """The absolute advantage of each row. With credit by turn, the mean over its messages."""
+    if "turn_advantage" not in per_row:
+        return jnp.abs(per_row["advantage"])
+    size = jnp.abs(per_row["turn_advantage"])
+    messages = jnp.where(batch.segment == CHAIN, 1 + surrogate.turn_of(batch.segment), 0).max(-1)
+    spoken = jnp.arange(size.shape[-1]) < messages[..., None]
+    return jnp.where(spoken, size, 0).sum(-1) / jnp.maximum(messages, 1)
 
 
 def within_groups(a: Float[AnyArray, "P G"], b: Float[AnyArray, "P G"], keep) -> Float[Array, ""]:

@@ -132,6 +132,8 @@ def _muon(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransformat
     )
 
 
+# Fields of OptimizerConfig that an optimizer does not read.
+UNREAD = {"adafactor": ("b1", "b2", "momentum_dtype"), "sgd": ("b2",)}
 OPTIMIZERS = {"adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "muon": _muon, "sgd": _sgd}
 
 

@@ -3,7 +3,8 @@
 The learner copies the real tokens of a micro-batch into a pool of fixed size (model/pool.py). The pool must hold the
 micro-batch with the most tokens, so prompts are distributed to give all micro-batches about equally many tokens. For
 attention, several chains of a prompt share a row, which is as wide as the longest chain. Chains are assigned to rows by
-first fit, the longest chain first.
+first fit, the longest chain first. With the splash kernel each chain keeps an attention row of its own; only matrix
+products and the vocabulary are packed.
 
 All sizes are rounded up to a few values, so that few programs are compiled. They depend on the lengths in the batch
 only, so a resumed run computes the same numbers.

@@ -66,8 +66,8 @@ class CriticConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """Settings of the training step. Frozen and hashable, because it is static under jit. `config.step_config` makes
-    it."""
+    """Settings of the training step. Frozen and hashable, because it is static under jit. `settings.Config.step`
+    makes it."""
 
     reward: RewardConfig = RewardConfig()
     loss: LossConfig = LossConfig()

@@ -72,7 +72,7 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
     rows, keep = forward.rows, forward.observation.keep
     mask = forward.observation.sampled.mask
     mixed = forward.chains is not None and cfg.posterior.share > 0
-    advantage, policy, answer = (_mixture_terms if mixed else _terms)(forward, f, reward, batch, cfg, counts)
+    advantages, policy, answer = (_mixture_terms if mixed else _terms)(forward, f, reward, batch, cfg, counts)
     kl = jnp.float32(0)
     if ref is not None and loss.kl != "none":
         kind = loss.kl if loss.kl in ("k1", "k2", "k3") else "k3"
@@ -85,7 +85,7 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
         extra_sums = {"loss/format": _format_loss(rows.stats.log_prob, batch, keep) / counts.prompts}
         total = total + loss.format_term * extra_sums["loss/format"]
 
-    per_row = {"reward": reward, "advantage": advantage, **{f"reward/{k}": v for k, v in terms.items()}}
+    per_row = {"reward": reward, **advantages, **{f"reward/{k}": v for k, v in terms.items()}}
     weights = mixture.token_weights(forward.observation, cfg.reward)
     if weights is not None:
         per_row["answer_weights"] = weights
@@ -101,17 +101,18 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
 
 
 def _terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
-    """(each row's advantage [P, G], policy term, answer term). Both terms are losses, to be minimised."""
+    """({"advantage": each row's [P, G]; with credit by turn also "turn_advantage": each message's [P, G, K]}, policy
+    term, answer term). Both terms are losses, to be minimised."""
     loss, rows, keep = cfg.loss, forward.rows, forward.observation.keep
     logp, mask = forward.observation.logp, forward.observation.sampled.mask
     difference = surrogate.leave_one_out(f, jax.lax.stop_gradient(logp), batch.scored, keep)
     advantage = surrogate.advantages(difference, keep, loss.advantage)
-    token_advantage = advantage
+    advantages, token_advantage = {"advantage": advantage}, advantage
     if cfg.turn_credit:
         constant = jax.lax.stop_gradient(logp)
-        token_advantage = advantage[..., None] + surrogate.turn_gains(
-            constant, batch.scored, batch.segment, keep, cfg.turns
-        )
+        gains = surrogate.turn_gains(constant, batch.scored, batch.segment, keep, cfg.turns)
+        advantages["turn_advantage"] = advantage[..., None] + gains
+        token_advantage = surrogate.by_token(advantages["turn_advantage"], batch.segment)
     if forward.chains is not None:
         distillation = posterior.distilled(forward.chains, cfg.posterior.distill_clip)
         token_advantage = advantage[..., None] + cfg.posterior.distill * distillation
@@ -119,7 +120,7 @@ def _terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: C
     policy = surrogate.policy_loss(rows.stats.log_prob, batch.sampler_logp, paid, mask, keep, loss, counts)
     # Supervision of a given chain is the same objective with the chain among the scored tokens.
     answer_mask = batch.scored | rows.chain if cfg.supervise_chain else batch.scored
-    return advantage, policy, -by_weight(f(logp, answer_mask, keep), batch.weight).sum() / counts.prompts
+    return advantages, policy, -by_weight(f(logp, answer_mask, keep), batch.weight).sum() / counts.prompts
 
 
 def _mixture_terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
@@ -137,7 +138,7 @@ def _mixture_terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, c
     if p.answer_rows == "positive":
         w = jnp.where(chains.from_shown, 0.0, advantage > 0)
     row_rewards = posterior.of_each_row(f, logp, batch.scored, chains.keep)
-    return advantage, policy, -likelihood.kept_mean(w * row_rewards, chains.keep).sum() / counts.prompts
+    return {"advantage": advantage}, policy, -likelihood.kept_mean(w * row_rewards, chains.keep).sum() / counts.prompts
 
 
 def _format_loss(logp: Float[Array, "P G T"], batch: Batch, keep: Bool[Array, "P G"]) -> Float[Array, ""]:

@@ -140,13 +140,13 @@ def turn_gains(
     segment: Int[AnyArray, "P G T"],
     keep: Bool[AnyArray, "P G"],
     turns: int,
-) -> Float[Array, "P G T"]:
-    """A per-token advantage for each message: how much the rest of the conversation raises the reference's likelihood.
+) -> Float[Array, "P G K"]:
+    """An advantage for each of K = `turns` messages: how much the rest of the conversation raises the reference's
+    likelihood.
 
     v_k is the geometric-mean probability of the reference that precedes message k, counted from 0 (after IGPO,
     2510.14967). The tokens of message k earn the gains v_{j+1} - v_j of all j >= k, which sum to v_last - v_k. The
     baseline is the mean of the same sum over the group's other kept rows. A row that ended before message k adds 0.
-    `turns`: the maximum number of messages.
     """
     turn = turn_of(segment)
     in_turn = (turn[..., None] == jnp.arange(turns)) & scored[..., None]  # [P, G, T, K]
@@ -157,8 +157,12 @@ def turn_gains(
     to_go = jnp.where(keep[..., None], to_go, 0.0)
     others_count = jnp.maximum(keep.sum(-1)[:, None, None] - 1, 1)
     centred = to_go - (to_go.sum(1, keepdims=True) - to_go) / others_count
-    centred = jnp.where(keep[..., None] & (keep.sum(-1)[:, None, None] > 1), centred, 0.0)
-    return jnp.take_along_axis(centred, jnp.clip(turn, 0, turns - 1), -1)
+    return jnp.where(keep[..., None] & (keep.sum(-1)[:, None, None] > 1), centred, 0.0)
+
+
+def by_token(values: Float[AnyArray, "P G K"], segment: Int[AnyArray, "P G T"]) -> Float[Array, "P G T"]:
+    """The value of each token's message."""
+    return jnp.take_along_axis(values, jnp.clip(turn_of(segment), 0, values.shape[-1] - 1), -1)
 
 
 def aggregate(

@@ -250,7 +250,7 @@ def forward(
 
     def layer(carry, w, is_local):
         states, z = carry
-        w = gathered(jax.tree.map(lambda a: a.astype(cfg.compute_dtype), w), cfg)
+        w = gathered({k: a if k.endswith("_scale") else a.astype(cfg.compute_dtype) for k, a in w.items()}, cfg)
         states, keys = through(states, w, *(views and of_layer(views, is_local) for views in tables))
         if z is not None:
             z = _row_block(z, w, keys, cfg, of_layer(of_no_chain, is_local), AttentionMode())

@@ -129,11 +129,18 @@ def assignment(plan: Plan) -> Assignment:
     return engine.assign(len(plan.devices.prompts), plan.chains, plan.config.sampler.slots, copies)
 
 
+def at_once(plan: Plan) -> tuple[int, int]:
+    """(prompts, chains of each) that this process samples at the same time, if one program samples them."""
+    p, slots = len(plan.devices.prompts), plan.config.sampler.slots if plan.config.converses else 0
+    return turns.at_once(p, plan.chains, slots, plan.devices.sampler)
+
+
 def sampling_steps(plan: Plan) -> int:
     """The most decoding steps that a rollout takes. One step decodes one token of every active row."""
     most = plan.sampler.max_sampled
     if plan.config.converses:
-        return plan.config.sampled_tokens
+        p, g = at_once(plan)
+        return plan.config.sampled_tokens * math.ceil(len(plan.devices.prompts) / p) * math.ceil(plan.chains / g)
     if not in_streams(plan):
         return most - 1
     split, rows = assignment(plan), len(plan.devices.prompts) * plan.chains
@@ -150,8 +157,8 @@ def cache_bytes(plan: Plan) -> dict[str, int]:
         prompts: float = math.ceil(split.slots / split.streams)  # every slot has its own copy of a prompt
         rows = prompts * split.wide
     else:
-        own = len(plan.devices.prompts)
-        prompts, rows = own / mesh["data"], own * plan.chains / (mesh["data"] * mesh["fsdp"])
+        p, g = at_once(plan)
+        prompts, rows = p / mesh["data"], p * g / (mesh["data"] * mesh["fsdp"])
     return {"prompts": int(per_token * prompts * plan.prompt_tokens), "rows": int(per_token * rows * own_tokens(plan))}
 
 
@@ -167,7 +174,7 @@ def own_tokens(plan: Plan) -> int:
 def trace_turn(plan: Plan, weights: Any) -> Any:
     """The last turn of conversations, the longest one: the reply that precedes it and its decode loop, traced."""
     mesh, model, s = plan.devices.sampler, plan.model, plan.config.sampler
-    p, g, c = len(plan.devices.prompts), plan.chains, own_tokens(plan)
+    (p, g), c = at_once(plan), own_tokens(plan)
     width = c - turns.padded(s.max_env_tokens) - s.max_chain
 
     def shape(x: Any, *over: str | None) -> jax.ShapeDtypeStruct:
@@ -214,8 +221,8 @@ def trace_generate(plan: Plan, weights: Any) -> Any:
 
 
 def abstract_request(plan: Plan, table: tuple[int, int]) -> Request:
-    """All rows of one process's sampler, as shapes on its mesh. `table`: shape of what stops a row."""
-    mesh, p, i = plan.devices.sampler, len(plan.devices.prompts), jnp.int32
+    """The rows that one process samples `at_once`, as shapes on its mesh. `table`: shape of what stops a row."""
+    mesh, (p, g), i = plan.devices.sampler, at_once(plan), jnp.int32
 
     def shape(kind: Any, *dims: int, over: str | None = None) -> jax.ShapeDtypeStruct:
         axes = (over, *[None] * (len(dims) - 1)) if dims else ()
@@ -226,7 +233,7 @@ def abstract_request(plan: Plan, table: tuple[int, int]) -> Request:
         shape(i, p, over="data"),
         shape(i, p, over="data"),
         shape(jax.eval_shape(lambda: jax.random.key(0)).dtype),
-        shape(jnp.float32, plan.chains, over="rows"),
+        shape(jnp.float32, g, over="rows"),
         Ends(shape(jnp.int8, *table), shape(i, 1)),
         pad_id=shape(i),
         first_chain=shape(i),
@@ -334,7 +341,9 @@ def compile_judge(plan: Plan, others: float, memory: float | None) -> list[Compi
     if judge is None or plan.config.judge_in_step or plan.config.reward.judged == "similar_share":
         return []
     device = plan.devices.sampler.devices.flat[0]
-    traced = trace_judge(plan.config, judge, device, len(plan.devices.prompts), plan.chains)
+    # All chains of a prompt, also those that another process samples.
+    rows = plan.config.sampler.group_size
+    traced = trace_judge(plan.config, judge, device, len(plan.devices.prompts), rows)
     return [Compiled(compiling("judge", traced, Mesh([device], ("one",)), limit)[0], others, limit)]
 
 

@@ -57,7 +57,7 @@ def board(workdir: Path, step: int) -> Any:
         from tensorboardX import SummaryWriter
     except ImportError as e:
         raise UserError(
-            "report.tensorboard is True, but tensorboardX is missing; pip install 'rl_likelihood[tensorboard]', or set "
+            "report.tensorboard is True, but tensorboardX is missing; pip install -e '.[tensorboard]', or set "
             "it to False"
         ) from e
     return SummaryWriter(str(workdir / BOARD), purge_step=step + 1 if step > 0 else None)

@@ -120,7 +120,7 @@ class RewardConfig:
         0.0, "sampled tokens from which `overlong` is -1; 0: the most that a row may have", least=0
     )
     overlong_cache: float = field(
-        0.0, "tokens before overlong_max over which it falls from 0 to -1; 0: a quarter of overlong_max", least=0
+        0.0, "tokens before overlong_max over which it falls from 0 to -1; 0: a fifth of overlong_max, as DAPO", least=0
     )
     entropy_base: Literal["e", "2"] = field("e", "unit of entropy and trajectory rewards: nats or bits")
     vote_train: int = field(

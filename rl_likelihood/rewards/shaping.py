@@ -138,8 +138,9 @@ class FilterConfig:
 
     mode: Literal["none", "std_zero", "std_below", "ema", "token_spread"] = field(
         "none",
-        "leave out groups whose rewards have a standard deviation of 0 (DAPO), below filter.threshold, or below "
-        "filter.beta times a running mean (ema, RLPR); token_spread: that of the answer token that varies most (DRO)",
+        "leaves out groups. std_zero: all rewards equal (DAPO); std_below: standard deviation below filter.threshold; "
+        "ema: below filter.beta times its running mean (RLPR); token_spread: no answer token's log-prob has a standard "
+        "deviation of filter.threshold (DRO)",
     )
     threshold: float = field(0.0, "std_below, token_spread: the smallest standard deviation that is kept", least=0)
     beta: float = field(

@@ -1,6 +1,7 @@
 """The table of rewards, one row each. Graders are rewards too: `tables.reward_table` adds a row for each grader.
 
-To add a reward, write a function and its row. CONTRIBUTING.md has a worked example of each kind.
+To add a reward, write a function and its row. CONTRIBUTING.md lists the kinds and has examples of a likelihood reward,
+a text rule and a grader.
 """
 
 from __future__ import annotations

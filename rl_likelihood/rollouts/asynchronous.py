@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,7 @@ class Asynchronous:
         self.batches = batches
         shared = jax.local_device_count() > 1 and not batches.devices.separate
         self.lock = threading.Lock() if shared else None
+        self.locked_out = 0.0  # seconds that the learner's thread has waited for the lock
         waiting, dropped = restored(saved, self._rows())
         self.queue = RolloutQueue(c.sampler.queue_depth, c.sampler.max_staleness, waiting, dropped)
         self.box = WeightBox()
@@ -47,8 +49,10 @@ class Asynchronous:
         )
 
     def _acquire(self) -> None:
+        start = time.perf_counter()
         if self.lock is not None:
             self.lock.acquire()
+        self.locked_out += time.perf_counter() - start
 
     def _release(self) -> None:
         if self.lock is not None:
@@ -68,11 +72,12 @@ class Asynchronous:
             return self.batches.sample(number, weights, version)
 
     def next(self, step: int, params: Params, by_learner: LearnerFilter | None = None) -> StepInput:
-        b, failure, rollout, waited = self.batches, None, None, 0.0
+        b, failure, rollout, waited = self.batches, None, None, -self.locked_out
         self.box.publish(step, sampler_weights(params, rollout_model(b.task.config, b.task.model), b.devices))
         with self.devices_free():
             try:
-                rollout, waited = self.queue.get(step)
+                rollout, seconds = self.queue.get(step)
+                waited += seconds
             except Exception as error:  # raised by the sampler's thread
                 failure = error
         if distributed.several():
@@ -90,6 +95,7 @@ class Asynchronous:
             except Exception as error:  # a judge's, which the other processes may not have
                 failure = error
         distributed.raise_failure_of_any(failure)
+        waited += self.locked_out
 
         def measured() -> dict[str, float]:
             return graded.logged | b.text_metrics(sampled, texts)

@@ -39,8 +39,8 @@ class StepInput(NamedTuple):
 
     `rollout` and `rows`: the rollout and the questions from which `batch` was made. `logged`: metrics in addition to
     the step's own. `verdicts`: a rubric's. `measured`: computes more metrics of this process's rows while the step
-    runs; their `means` over processes are logged. `waited`: seconds of sampling, or of waiting for a rollout. `spread`:
-    the mean spread of all groups drawn, if the learner filtered them.
+    runs; their `means` over processes are logged. `waited`: seconds of sampling, or of waiting for a rollout and for
+    the sampler to release shared devices. `spread`: the mean spread of all groups drawn, if the learner filtered them.
     """
 
     batch: Batch
@@ -171,6 +171,10 @@ class Batches:
         graded = host_rewards(self.task, self.pool, rollout, rows, texts)
         if self.judge is not None and texts is not None and not c.raro:
             graded = asked_judge.judged(self.judge, self.task, graded, rows, texts)
+            # Processes that share prompts judge the same answers, and their counts are summed.
+            own_chains = self.devices.chains.stop - self.devices.chains.start
+            counts = {k: graded.logged[k] * own_chains / rollout.segment.shape[1] for k in JUDGE_COUNTS}
+            graded = graded._replace(logged=graded.logged | counts)
         return graded, texts
 
     def batch(self, rollout: Rollout, rows: Rows, graded: HostRewards) -> tuple[Batch, Rollout]:
@@ -212,13 +216,8 @@ class Batches:
 
 
 # Metrics that are summed over processes. All others are averaged.
-COUNTS = (
-    "grader/failures",
-    "env/failures",
-    "judge/failures",
-    "judge/cut",
-    "resample/refused",
-)
+JUDGE_COUNTS = ("judge/failures", "judge/cut")
+COUNTS = ("grader/failures", "env/failures", *JUDGE_COUNTS, "resample/refused")
 
 
 def combined(parts: list[dict[str, float]]) -> dict[str, float]:

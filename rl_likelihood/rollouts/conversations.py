@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rl_likelihood.data.conversation import Markup, markup, reference_ids
 from rl_likelihood.data.prompts import EncodedExample, completion_ids
@@ -83,12 +84,11 @@ class Conversations:
         self, weights: Params, prompts: Prompts, rows: list[EncodedExample], key: jax.Array, cfg: SamplerConfig
     ) -> Rollout:
         """A conversation for each of the G rows of every prompt. `cfg.slots`: conversations that run at the same time
-        (0: all). A row's ids do not depend on it."""
+        (`turns.at_once`). A row's ids do not depend on it."""
         g = cfg.group_size
         new_conversations = iter(self.begin([row for row in rows for _ in range(g)]))
         played = [[next(new_conversations) for _ in range(g)] for _ in rows]
-        limit = min(cfg.slots or len(rows) * g, len(rows) * g)
-        p_step, g_step = max(1, limit // g), min(limit, g)
+        p_step, g_step = turns.at_once(len(rows), g, cfg.slots, mesh_of(weights))
         for i in range(0, len(rows), p_step):
             for j in range(0, g, g_step):
                 part = [group[j : j + g_step] for group in played[i : i + p_step]]
@@ -125,7 +125,7 @@ class Conversations:
         return [None if isinstance(result, Failed) else result for result in results]
 
     def _play(self, weights: Params, request: Request, played: list[list[Conversation]], cfg: SamplerConfig) -> None:
-        mesh = getattr(weights["embed"].sharding, "mesh", None)
+        mesh = mesh_of(weights)
         flat = [conversation for group in played for conversation in group]
         shape = len(played), len(played[0])
         settings = turns.TurnSettings(cfg.model, cfg.max_chain, mesh)
@@ -243,6 +243,11 @@ class Conversations:
         for row, paid in zip(ran, self._asked("reward", calls), strict=True):
             row.failed = paid is None
             row.paid = paid or Paid()
+
+
+def mesh_of(weights: Params) -> Mesh | None:
+    """The mesh on which the sampler's weights are; None if they are on one device."""
+    return getattr(weights["embed"].sharding, "mesh", None)
 
 
 def messages_of(task: Task, rollout: Rollout, i: int, j: int) -> list[dict[str, str]]:

@@ -77,7 +77,7 @@ class Endpoint:
 
             from rl_likelihood.rollouts.deadline import Deadline
         except ImportError:
-            raise UserError(f"{s.field} is an address, which needs httpx; install rl_likelihood[judge]") from None
+            raise UserError(f"{s.field} is an address, which needs httpx; run pip install -e '.[judge]'") from None
         try:
             parts = httpx.URL(s.url)
             parts.raw_host.decode().encode("idna")  # what the system's resolver does
@@ -117,7 +117,10 @@ class Endpoint:
         try:
             with self._client.stream("GET", self.settings.url.rstrip("/") + MODELS) as reply:
                 if reply.status_code in KEY_REFUSED:
-                    self._refuse(reply.status_code, self._shown(next(reply.iter_bytes(), b"")))
+                    text = b""
+                    with contextlib.suppress(self.httpx.DecodingError):  # its Content-Encoding is wrong
+                        text = next(reply.iter_bytes(), b"")
+                    self._refuse(reply.status_code, self._shown(text))
         except self.httpx.TransportError as error:
             raise UserError(
                 f"{self.settings.field} is {self.settings.url}, where nobody answers ({type(error).__name__}); start "

@@ -133,9 +133,11 @@ def host_rewards(
 
 
 def token_ends(row: EncodedExample, fmt: ChainFormat) -> frozenset[int]:
-    """The byte offsets in the reference answer at which its tokens end. Its ids begin with those of a ">"."""
+    """The byte offsets in the reference answer at which its tokens end. Its ids begin with those of a ">". The last may
+    also hold the beginning of the closing tag, so the answer's own end always counts."""
+    length = len(row.example.answer.encode(errors="surrogatepass"))
     ends = np.cumsum([len(fmt.vocab_bytes[i]) for i in row.answer_ids]) - len(b">")
-    return frozenset(int(n) for n in ends if 0 < n <= len(row.example.answer.encode(errors="surrogatepass")))
+    return frozenset(int(n) for n in ends if 0 < n < length) | {length}
 
 
 def conversation_metrics(o: Outcomes, cut: np.ndarray) -> dict[str, float]:

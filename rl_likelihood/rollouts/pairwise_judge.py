@@ -1,12 +1,13 @@
-"""The reward `pairwise`: how often a judge prefers an answer to a random answer of the same group, the "bar".
+"""The reward `pairwise`: how often a judge prefers an answer to a random answer of the same group, its opponent.
 
-Judges compare better than they rate. The bar is the policy's own answer, so it improves with the policy (Writing-Zero,
-2506.00103).
+Judges compare better than they rate. The opponent is sampled from the policy, so it improves with the policy
+(Writing-Zero, 2506.00103).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections.abc import Sequence
 
@@ -26,21 +27,22 @@ class PairwiseJudge:
     def __call__(
         self, questions: Sequence[str], answers: Sequence[Sequence[str | None]]
     ) -> tuple[Verdicts, dict[str, float]]:
-        """(the preference for each answer over the bar [P, G], metrics). Both orders are averaged; the bar has 0.5.
+        """(the preference for each answer over the opponent [P, G], metrics). Both orders are averaged; the
+        opponent itself has 0.5.
 
-        The bar depends only on the seed, the question and the answers, so a resumed run asks the same again.
+        The opponent depends only on the seed, the question and the answers, so a resumed run asks the same again.
         """
         groups = [list(group) for group in answers]
         seeds = [repr((self.seed, *row)) for row in zip(questions, groups, strict=True)]
-        bars = [random.Random(seed).randrange(len(group)) for seed, group in zip(seeds, groups, strict=True)]
+        others = [random.Random(seed).randrange(len(group)) for seed, group in zip(seeds, groups, strict=True)]
         rows = [
-            [pair for i, a in enumerate(group) if i != bar for pair in ((a, group[bar]), (group[bar], a))]
-            for group, bar in zip(groups, bars, strict=True)
+            [pair for i, a in enumerate(group) if i != other for pair in ((a, group[other]), (group[other], a))]
+            for group, other in zip(groups, others, strict=True)
         ]
         out = self.judge(questions, rows)
         first, second = np.where(out.keep, out.values, np.nan).reshape(len(rows), -1, 2).transpose(2, 0, 1)
         bias = ((first + second) / 2 - 0.5)[np.isfinite(first + second)]
-        wins = [np.insert(row, bar, 0.5) for row, bar in zip((first + 1 - second) / 2, bars, strict=True)]
+        wins = [np.insert(row, other, 0.5) for row, other in zip((first + 1 - second) / 2, others, strict=True)]
         values = np.asarray(wins, np.float32)
-        logged = {"judge/first_bias": float(bias.mean()) if bias.size else 0.0}
+        logged = {"judge/first_bias": float(bias.mean()) if bias.size else math.nan}
         return Verdicts(values, np.isfinite(values), out.cut), logged

@@ -17,7 +17,7 @@ import numpy as np
 from rl_likelihood.data import judged_text, prompts
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading import graders
-from rl_likelihood.learner.adversarial import NAME
+from rl_likelihood.learner.adversarial import NAME, REPLAYED
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards.adversarial import VERDICTS, verdict_of, verdict_rewards
 from rl_likelihood.rollouts.batches import Batches, widened
@@ -36,6 +36,7 @@ def with_critic(b: Batches, drawn: Drawn, weights: Params) -> Drawn:
     task, c, start = b.task, b.task.config, time.perf_counter()
     assert isinstance(b.judge, Experts) and drawn.texts is not None
     answers = [[graders.extract_answer(text, task.fmt) for text in group] for group in drawn.texts]
+    seen = bool(b.judge.seen)  # before `pairs` adds to it
     pairs = b.judge.pairs(drawn.rows, answers)
     columns, cut = _encoded(task, b.judge, drawn.rows, pairs)
     parts, verdicts = [drawn], []
@@ -50,7 +51,7 @@ def with_critic(b: Batches, drawn: Drawn, weights: Params) -> Drawn:
     critic, policy = verdict_rewards(verdict, pairs.expert, a.tau_critic, a.tau_policy)
     group = c.sampler.group_size
     rewards = np.concatenate([policy[:, None, :group], critic], 1).astype(np.float32)  # [P, questions and pairs, G]
-    logged = drawn.graded.logged | measured(verdict, pairs.expert, group)
+    logged = drawn.graded.logged | measured(verdict, pairs.expert, group, seen)
     logged |= {"judge/cut": float(cut), "grader/failures": sum(d.graded.logged["grader/failures"] for d in parts)}
     seconds = drawn.rollout.seconds + time.perf_counter() - start
     return _joined(parts, rewards, logged, task.fmt.pad_id, seconds)
@@ -94,8 +95,9 @@ def _joined(parts: list[Drawn], rewards: np.ndarray, logged: dict[str, float], p
     return Drawn(jax.tree.map(joined, *rollouts), rows, graded, parts[0].texts)
 
 
-def measured(verdict: np.ndarray, expert: np.ndarray, fresh: int) -> dict[str, float]:
-    """Metrics of verdicts [P, Q, G], of which the first `fresh` of Q are about new answers. A tie is half right."""
+def measured(verdict: np.ndarray, expert: np.ndarray, fresh: int, seen: bool = True) -> dict[str, float]:
+    """Metrics of verdicts [P, Q, G], of which the first `fresh` of Q are about new answers. A tie is half right. The
+    others are about earlier answers if any were `seen`."""
 
     def mean(values: np.ndarray, read: np.ndarray) -> float:
         return float(values[read].mean()) if read.any() else math.nan
@@ -108,7 +110,9 @@ def measured(verdict: np.ndarray, expert: np.ndarray, fresh: int) -> dict[str, f
         "critic/first_bias": mean((verdict[new] == 1) - 1.0 * (verdict[new] == 2), read[new]),
         "critic/unparsable": 1 - float(read.mean()),
     }
-    return out | ({"critic/accuracy_replay": mean(right[old], read[old])} if fresh < verdict.shape[1] else {})
+    if fresh < verdict.shape[1]:
+        out[REPLAYED] = mean(right[old], read[old]) if seen else math.nan
+    return out
 
 
 def roles(c: Config, questions: int) -> dict[str, np.ndarray]:

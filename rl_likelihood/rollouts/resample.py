@@ -59,7 +59,10 @@ def host_groups(drawn: Drawn, c: Config) -> Groups:
     with the same prompts must agree, though a grader's time limit may have passed in one of them only."""
     n = c.rows_per_prompt
     total = sum(t.weight * drawn.graded.values[t.on_host[0]][:, :n] for t in c.reward.terms if t.on_host)
-    std = shaping.group_std(np.asarray(total, np.float32), drawn.graded.keep[:, :n])
+    keep = drawn.graded.keep
+    if c.reward.truncated == "drop":
+        keep = keep & ~drawn.rollout.truncated
+    std = shaping.group_std(np.asarray(total, np.float32), keep[:, :n])
     uid, own = drawn.rollout.prompts.uid, np.asarray(shaping.filter_groups(std, c.filter, shaping.init_filter(), 0))
     everywhere = distributed.gather({"uid": uid, "accepted": own})
     return Groups(np.array([everywhere["accepted"][everywhere["uid"] == i].all() for i in uid]))

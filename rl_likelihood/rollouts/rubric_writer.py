@@ -55,10 +55,11 @@ class WriterPrompts:
     """The known rubrics and criteria, and the writer's prompts that show the most similar ones."""
 
     def __init__(self, c: Config, seeds: Sequence[Rubric], embed: Embed | None) -> None:
-        self.c, self.seeds, self.task = c.rubric, list(seeds), c.judge.task
+        self.c, self.task = c.rubric, c.judge.task
+        self.seeds = [rubric for rubric in seeds if rubric.criteria]
         self.criteria = rubrics.distinct(x for rubric in seeds for x in rubric.criteria)
         self.cases, self.pool = (Store(c.rubric.retriever, embed, c.rubric.store) for _ in range(2))
-        self.cases.add([rubric.prompt for rubric in seeds])
+        self.cases.add([rubric.prompt for rubric in self.seeds])
         self.pool.add([x.text for x in self.criteria])
 
     def messages(self, questions: Sequence[str]) -> list[str]:
@@ -85,6 +86,8 @@ def _json(criteria: Sequence[Criterion]) -> str:
 def written(question: str, id: str, reply: str | None, r: RubricSettings) -> Rubric | None:
     """The rubric in a reply; None if it has none, or one that a run with these settings refuses."""
     criteria = rubrics.distinct(rubrics.criteria_in(reply or ""))[: r.items]
+    if not criteria:
+        return None
     rubric = Rubric(question, id, tuple(criteria))
     try:
         rubrics.refuse([rubrics.of_record(rubrics.to_record(rubric), id)], r.aggregate)

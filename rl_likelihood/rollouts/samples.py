@@ -55,6 +55,9 @@ def sample_of(task: Task, step_input: StepInput, values: dict[str, np.ndarray], 
         extra["messages"] = messages_of(task, rollout, i, j)
         extra |= {k: digits(v[i, j]) for k, v in vars(rollout.outcomes).items() if not np.isnan(v[i, j])}
         extra["end"] = ENDS[int(rollout.outcomes.end[i, j])]
+        if "turn_advantage" in values:
+            messages = sum(message["role"] == "assistant" for message in extra["messages"])
+            extra["turn_advantage"] = [digits(v) for v in values["turn_advantage"][i, j][:messages]]
         extra["answer_turn"] = np.asarray(turn_of(rollout.segment[i : i + 1, j : j + 1]))[0, 0, answer].tolist()
     if batch.shown is not None:
         group = rollout.segment.shape[1]

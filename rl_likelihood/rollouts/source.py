@@ -74,9 +74,14 @@ class Synchronous:
     def next(self, step: int, params: Params, by_learner: LearnerFilter | None = None) -> StepInput:
         b, c = self.batches, self.batches.task.config
         weights = sampler_weights(params, rollout_model(b.task.config, b.task.model), b.devices)
-        drawn = self._draw(weights, step)
-        if c.filter.resample:
-            drawn = self._filled(drawn, weights, step, by_learner)
+        drawn_before = self.drawn
+        try:
+            drawn = self._draw(weights, step)
+            if c.filter.resample:
+                drawn = self._filled(drawn, weights, step, by_learner)
+        except SamplerFailed:
+            self.drawn = drawn_before  # this state is saved, and the resumed run draws all batches of the step again
+            raise
         del weights  # frees memory for the learner's step
         batch, rollout = b.batch(drawn.rollout, drawn.rows, drawn.graded)
         counted, spread = drawn.groups or (None, None)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 
+from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 
 FOLDER = "profile"  # in a workdir
@@ -16,10 +17,11 @@ FOLDER = "profile"  # in a workdir
 
 class Profile:
     """Traces steps into the workdir. `steps`: (first, last), or () for no trace. A run that resumes between them traces
-    what is left of them."""
+    what is left of them. Of several processes only process 0 traces, because they share the workdir."""
 
     def __init__(self, workdir: Path, steps: tuple[int, ...]) -> None:
-        self.folder, self.steps, self.running, self.began = workdir / FOLDER, steps or (0, 0), False, (0, 0.0)
+        self.folder, self.running, self.began = workdir / FOLDER, False, (0, 0.0)
+        self.steps = steps if steps and distributed.first() else (0, 0)
 
     def before(self, step: int) -> None:
         """To be called before step number `step`."""

@@ -54,7 +54,11 @@ class SamplerSettings:
         least=-1,
     )
     temperature: float = field(1.0, "the policy is the distribution at this temperature", least=1e-3, most=1e3)
-    slots: int = field(0, "rows decoded at once on a device; when one stops, the next starts; 0: all rows", least=0)
+    slots: int = field(
+        0,
+        "rows that a process decodes at once on all its devices together; when one stops, the next starts; 0: all rows",
+        least=0,
+    )
     width_multiple: int = field(
         0, "rows are padded to a multiple of this (each width compiles once); 0: to the maximum width", least=0
     )

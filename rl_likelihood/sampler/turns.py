@@ -170,7 +170,7 @@ def _turn(
 
 
 def _packed(rows: Rows, width: int, extra: int) -> tuple[tuple, Bool[Array, "P G C"]]:
-    """(the rows' own caches [P x G, ...], positions in use). Their tokens move to the first `width` positions; `more`
+    """(the rows' own caches [P x G, ...], positions in use). Their tokens move to the first `width` positions; `extra`
     free positions follow."""
     p, g, c = rows.used.shape
     kept_width = min(width, c)
@@ -191,6 +191,20 @@ def _split_rows(own: tuple, p: int) -> tuple:
 
 
 # ------------------------------------------------------------------------------------------- several devices
+
+
+def at_once(p: int, g: int, slots: int, mesh: Mesh | None) -> tuple[int, int]:
+    """(prompts, rows of each) that are sampled at the same time: at most `slots` rows (0: all) of P prompts of G rows.
+
+    They divide over the mesh as P and G do, and groups are whole if `slots` allows that. Every device has at least one
+    row, even if `slots` is less.
+    """
+    if not slots or slots >= p * g:
+        return p, g
+    data, fsdp = (1, 1) if mesh is None else (mesh.shape["data"], mesh.shape["fsdp"])
+    prompts = min(p, max(data, slots // g // data * data))
+    rows = slots // prompts
+    return prompts, g if rows >= g else min(g, max(fsdp, rows // fsdp * fsdp))
 
 
 def _shards(mesh: Mesh | None) -> bool:

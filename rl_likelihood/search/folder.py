@@ -5,37 +5,51 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rl_likelihood.datasets.questions import digest
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.runtime.lock import lock
-from rl_likelihood.runtime.workdir import claim, pinned_date, write_config
+from rl_likelihood.runtime.workdir import claim, keep_inputs, pinned_date, write_config
+from rl_likelihood.search.rounds import Finder
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Example
+from rl_likelihood.task import Task
 
-DROPPED = "dropped.jsonl"
+DROPPED, HELDOUT = "dropped.jsonl", "heldout.jsonl"
 
 
 @contextlib.contextmanager
-def claimed(c: Config, workdir: Path) -> Iterator[Config]:
-    """Locks the folder and writes its config. Yields the config with the date of the folder's first run."""
+def claimed(c: Config, workdir: Path, make: Callable[[Config, Path], Finder]) -> Iterator[Finder]:
+    """Locks the folder and writes its config. Yields the finder, made with the date of the folder's first run. Refuses
+    other training questions than those of the first run."""
     with contextlib.ExitStack() as stack:
         distributed.by_first(lambda: stack.enter_context(lock(workdir)))
         distributed.by_first(lambda: claim(workdir, c))
         distributed.by_first(lambda: write_config(workdir, c))
         date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date))
-        yield dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
+        f = make(dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date)), workdir)
+        questions = digest([row.example for row in f.task.train], [])
+        distributed.by_first(lambda: keep_inputs(workdir, date, {"questions": questions}))
+        yield f
 
 
-def row_of(e: Example) -> dict[str, Any]:
+Row = dict[str, Any]
+
+
+def row_of(e: Example) -> Row:
     """A question as a row that data.source=files reads."""
     turns = [{"role": role, "content": content} for role, content in e.messages]
     return {"id": e.id, "prompt": turns or e.prompt, "answer": e.answer, "task": e.task}
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes the file atomically, in process 0."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    distributed.by_first(lambda: run_files.replace(path, text))
+def write_results(workdir: Path, name: str, good: list[Row], dropped: list[Row], task: Task) -> None:
+    """Writes the rows with chains, the dropped rows, and the held-out questions, which a run on these chains needs.
+
+    Process 0 replaces each file atomically.
+    """
+    for file, rows in ((name, good), (DROPPED, dropped), (HELDOUT, [row_of(row.example) for row in task.heldout])):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        distributed.by_first(lambda file=file, text=text: run_files.replace(workdir / file, text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import difflib
 import itertools
 import re
 
@@ -44,24 +45,11 @@ def replaced(segment: str, text: str) -> str:
     return before + text.strip() + after
 
 
-def longest_run(a: list[str], b: list[str]) -> int:
-    """The length of the longest run of words that both lists contain."""
-
-    def has_common_run(n: int) -> bool:
-        runs = {tuple(a[i : i + n]) for i in range(len(a) - n + 1)}
-        return any(tuple(b[i : i + n]) in runs for i in range(len(b) - n + 1))
-
-    low, high = 0, min(len(a), len(b))
-    while low < high:  # a run of n words holds one of n - 1
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if has_common_run(middle) else (low, middle - 1)
-    return low
-
-
 def copied(chain: str, answer: str) -> float:
     """The longest run of words that chain and answer share, as a fraction of the answer's words."""
     words = answer.split()
-    return longest_run(chain.split(), words) / len(words) if words else 0.0
+    shared = difflib.SequenceMatcher(None, chain.split(), words, autojunk=False).find_longest_match()
+    return shared.size / len(words) if words else 0.0
 
 
 def complaint(chain: str) -> str:

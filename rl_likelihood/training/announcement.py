@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 from rl_likelihood import __version__
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.model.decoder import ModelConfig, is_spec, param_specs
+from rl_likelihood.model.decoding import decoding_layout
 from rl_likelihood.model.lora import as_base, trained_specs
 from rl_likelihood.rewards.likelihood import OBJECTIVES
+from rl_likelihood.run_model import rollout_model
 from rl_likelihood.runtime.console import counted, say, size
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.runtime.disk import disk_of_run, tree_bytes
@@ -131,12 +134,14 @@ def memory_copies(task: Task, parameters: int, loops: bool) -> dict[str, float]:
     optimizer = tree_bytes(jax.eval_shape(make_optimizer(task.config.optimizer).init, params)) / (4 * parameters)
     trained = tree_bytes(params) / (4 * parameters)
     layers = 1 - m.vocab_size * m.width * (2 - m.tied) / parameters
+    whole = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), param_specs(m), is_leaf=is_spec)
+    sampled = jax.eval_shape(functools.partial(decoding_layout, cfg=rollout_model(task.config, m)), whole)
     copies: dict[str, float] = {"parameters": 1}
     if lora.rank:
-        base = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), param_specs(m), is_leaf=is_spec)
-        base = jax.eval_shape(lambda p: as_base(p, lora), base)
+        base = jax.eval_shape(lambda p: as_base(p, lora), whole)
         copies = {"parameters": tree_bytes(base) / (4 * parameters), "adapters": trained}
-    copies |= {"gradient": trained, "the optimizer's state": optimizer, "the sampler's copy": 1}
+    copies |= {"gradient": trained, "the optimizer's state": optimizer}
+    copies["the sampler's copy"] = tree_bytes(sampled) / (4 * parameters)
     # A loop over micro-batches sums gradients, and unstacks unrolled layers first.
     if loops:
         copies |= {"the sum of gradients": trained} if m.scan_layers else {"a copy of the layers": layers}

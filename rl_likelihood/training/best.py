@@ -9,11 +9,17 @@ from typing import Any
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.shapes import UserError
 
+FAST = "step "  # begins the stage of the evaluations every train.eval_every steps, which may be smaller
 
-def best_of(rows: Sequence[dict[str, Any]], name: str, higher: bool) -> tuple[int, int]:
-    """(best step, number of evaluations since). Only rows of eval.jsonl with the last row's numbers of questions and
-    samples count. The first of equal values is the best."""
-    comparable = [row for row in rows if all(row.get(k) == rows[-1].get(k) for k in ("questions", "samples"))]
+
+def best_of(rows: Sequence[dict[str, Any]], name: str, higher: bool, fast_split: bool = False) -> tuple[int, int]:
+    """(best step, number of evaluations since). Only rows of eval.jsonl with as many questions and samples as the last
+    fast one count; `fast_split`: only the fast ones, which have other questions. Without a fast one, the last row takes
+    its place. The first of equal values is the best."""
+    fast = [row for row in rows if row.get("stage", "").startswith(FAST)]
+    last = (fast or rows)[-1]
+    rows = fast if fast and fast_split else rows
+    comparable = [row for row in rows if all(row.get(k) == last.get(k) for k in ("questions", "samples"))]
     if any(name not in row for row in comparable):
         raise UserError(
             f"train.best is {name!r}, which these evaluations do not have; choose a metric of docs/metrics.md that "
@@ -28,8 +34,8 @@ class Best:
     """The result of `best_of` on a workdir's eval.jsonl, equal in every process. With an empty `name`, no step is
     best."""
 
-    def __init__(self, workdir: Path, name: str, higher: bool) -> None:
-        self.path, self.name, self.higher = workdir / run_files.EVAL, name, higher
+    def __init__(self, workdir: Path, name: str, higher: bool, fast_split: bool) -> None:
+        self.path, self.name, self.higher, self.fast_split = workdir / run_files.EVAL, name, higher, fast_split
         self.step, self.since = -1, 0
         self.look()
 
@@ -38,7 +44,7 @@ class Best:
 
         def read() -> tuple[int, int]:
             rows = run_files.read(self.path) if self.name and self.path.exists() else []
-            return best_of(rows, self.name, self.higher) if rows else (-1, 0)
+            return best_of(rows, self.name, self.higher, self.fast_split) if rows else (-1, 0)
 
         self.step, self.since = distributed.by_first(read)
 

@@ -83,7 +83,7 @@ def _split(rows: list[Comparison], c: DataConfig) -> tuple[list[Comparison], lis
 def encode(reader: Reader, rows: Sequence[Comparison], options: int) -> tuple[Compared, int]:
     """(the comparisons in ids, the number of cut answers). Q = `options`: further wrong answers are left out."""
     answers = [[(a,) for a in r.answers[:options]] for r in rows]
-    padded = [group + group[-1:] * (options - len(group)) for group in answers]
+    padded = [group + [("",)] * (options - len(group)) for group in answers]
     encoded = judged_text.encode(reader, [r.prompt for r in rows], padded)
     present = np.arange(options) < np.asarray([len(group) for group in answers])[:, None]
     margins = np.zeros((len(rows), options), np.float32)

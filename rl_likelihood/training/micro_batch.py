@@ -21,7 +21,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from rl_likelihood.learner.packing import pack
 from rl_likelihood.learner.step import Models, gradients
 from rl_likelihood.mesh import by_prompt, compiler_options, cores, divides, put
 from rl_likelihood.model.decoder import Params
@@ -65,9 +67,10 @@ def conditions(task: Task, devices: Devices) -> str:
     model_words = f"{m.compute_dtype}, layers {'scanned' if m.scan_layers else 'unrolled'}, remat {m.remat}"
     work = f"{c.batch_prompts} prompts x {c.sampler.group_size} chains, head_chunk {c.train.head_chunk}"
     scratch = "" if m.scratch_kib < 0 else f", scratch_kib {m.scratch_kib}"
+    packed = ", packed" if c.train.packing else ""
     kind = mesh.devices.flat[0].device_kind
     kind += f" of {cores()} cores" if kind == "cpu" else ""
-    return f"{kind}, {axes}, {work}, {model_words}, attention {m.attention}{scratch}"
+    return f"{kind}, {axes}, {work}, {model_words}, attention {m.attention}{scratch}{packed}"
 
 
 def measured(task: Task, devices: Devices, params: Params, models: Models) -> dict[int, float]:
@@ -79,13 +82,16 @@ def measured(task: Task, devices: Devices, params: Params, models: Models) -> di
     timed = jax.jit(gradients, static_argnums=(3, 4), compiler_options=options)
     seconds: dict[int, float] = {}
     # All processes use the times of process 0, so that they leave the loop at the same size.
-    for k in (k for k in range(1, p + 1) if p % k == 0 and divides(mesh.shape, k, rows)):
+    for k in (k for k in range(1, p + 1) if p % k == 0 and fits_mesh(mesh, k, rows, task.config.train.packing)):
         count = min(2 * k, p)
         part = jax.tree.map(lambda x, n=count: x[:n], longest)
+        step_config = dataclasses.replace(cfg, micro_batch_prompts=k)
+        if task.config.train.packing:
+            with using(mesh):
+                part = pack(part, step_config, task.model.attention != "splash")
         batch = put(part, by_prompt(mesh, part))
         program, times = None, []
         with _unless_full(), using(mesh):
-            step_config = dataclasses.replace(cfg, micro_batch_prompts=k)
             program = timed.lower(params, models, batch, task.model, step_config).compile()
         if distributed.any_of(program is None):
             break
@@ -105,6 +111,12 @@ def measured(task: Task, devices: Devices, params: Params, models: Models) -> di
     if not seconds:
         raise distributed.SharedRefusal(refusal(k, LARGER))
     return seconds
+
+
+def fits_mesh(mesh: Mesh, prompts: int, rows: int, packing: bool) -> bool:
+    """Whether a micro-batch of `prompts` groups of `rows` rows divides over the mesh. A packed one needs whole groups
+    on every device."""
+    return prompts % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 if packing else divides(mesh.shape, prompts, rows)
 
 
 def refusal(prompts: int, instead: str) -> str:
@@ -136,7 +148,13 @@ def longest_batch(task: Task) -> Batch:
         return out
 
     ones = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), shapes)
+    # The numbers of a judge or a critic in the step: `gradients` takes them like those of one outside.
+    judged = {name: np.zeros(shapes.keep.shape, np.float32) for name in task.config.step.reward.host_terms}
     return ones.replace(
+        host_rewards=judged | ones.host_rewards,
+        judged=None,
+        compared=None,
+        replayed=None,
         prompt=ids(shapes.prompt),
         prompt_length=np.full(shapes.prompt_length.shape, shapes.prompt.shape[1], np.int32),
         completion=ids(shapes.completion),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from rl_likelihood.learner.adversarial import make_run_step
+from rl_likelihood.learner.adversarial import REPLAYED, make_run_step
 from rl_likelihood.learner.packing import Whole, pack
 from rl_likelihood.learner.step import group_spreads, models_of
 from rl_likelihood.mesh import global_batch, ready, replicated
@@ -39,8 +43,10 @@ def on_devices(task: Task, devices: Devices, batch: Batch) -> Batch:
     return global_batch(devices.learner, batch, own, c.batch_prompts)
 
 
-# The step's (state, metrics, values of each row), which may still be being computed.
+# The step's (state, metrics, values of each row), which may still be being computed; and when they are, on the host.
 Started = tuple[TrainState, dict[str, Any], dict[str, Any]]
+Values = dict[str, float]
+Finished = tuple[TrainState, Values, dict[str, np.ndarray]]
 
 
 class StepPrograms:
@@ -88,8 +94,15 @@ class StepPrograms:
         with using(self.mesh):
             return self._compiled[shape](state, ref_params, batch, *judging)
 
-    def finish(self, started: Started) -> tuple[TrainState, dict[str, float], dict[str, np.ndarray]]:
-        """Waits for a started step: (state, metrics as floats, values of each row as numpy). No other program may be
-        launched between `start` and this (`mesh.ready`)."""
-        state, out, per_row = ready(started)
-        return state, {k: float(v) for k, v in out.items()}, jax.tree.map(np.asarray, per_row)
+    def finish(self, started: Started, beside: Callable[[], Values]) -> tuple[Finished, Values, float]:
+        """Waits for a started step, while another thread computes `beside`: (the step's results, those of `beside`, the
+        time at which the step ended). No program may be launched between `start` and this (`mesh.ready`)."""
+        with ThreadPoolExecutor(1) as thread:
+            computing = thread.submit(beside)
+            state, out, per_row = ready(started)
+            numbers = {k: float(v) for k, v in out.items()}
+            if math.isnan(numbers.get(REPLAYED, 0.0)):
+                del numbers[REPLAYED]  # there are no earlier answers yet
+            finished = state, numbers, jax.tree.map(np.asarray, per_row)
+            end = time.perf_counter()
+            return finished, computing.result(), end

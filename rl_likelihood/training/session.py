@@ -26,7 +26,7 @@ from rl_likelihood.runtime.workdir import OtherInputs, checkpoint_meta
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState
 from rl_likelihood.task import Task
-from rl_likelihood.training.best import Best
+from rl_likelihood.training.best import FAST, Best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def evaluate_if_due(r: Run, params: Params, step: int) -> None:
         return
     if step == 0 and not t.eval_first:
         return
-    stage = f"step {step}"
+    stage = f"{FAST}{step}"
     if step == 0:
         stage = "untouched"
         if c.warm_start.steps:

@@ -140,14 +140,12 @@ class Family(NamedTuple):
     fused: dict[str, tuple[str, ...]] = {}  # a tensor of a layer, and which matrices it holds one below the other
     activation: tuple[str, str] = ("hidden_act", "silu")  # a field, and the one value of it that is computed
     experts: bool = False  # whether every layer has experts
-    gguf: bool = False  # whether its GGUF files can be read
+    gguf: bool = False  # whether GGUF files with this architecture can be read (Mistral's say llama)
 
 
 FAMILIES: dict[str, Family] = {
     "llama": Family("LlamaForCausalLM", written=lambda cfg: {"attention_bias": False, "mlp_bias": False}, gguf=True),
-    "mistral": Family(
-        "MistralForCausalLM", defaults={"sliding_window": 4096}, local=_all_slide, written=_window, gguf=True
-    ),
+    "mistral": Family("MistralForCausalLM", defaults={"sliding_window": 4096}, local=_all_slide, written=_window),
     "qwen2": Family("Qwen2ForCausalLM", {"qkv_bias": True}, {"max_window_layers": 28}, _later_slide, _qwen, gguf=True),
     "qwen3": Family(
         "Qwen3ForCausalLM",

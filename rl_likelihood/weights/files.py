@@ -244,16 +244,22 @@ def save(
     _write_json(path / CONFIG, config)
 
 
-def save_adapters(path: str | os.PathLike, adapters: Params, lora: LoraConfig, base: str, family: str) -> None:
-    """Write a folder that peft loads onto the model of this family in the folder `base`."""
-    path, arrays = Path(path), {}
+def refuse_adapters(path: str | os.PathLike, family: str) -> None:
+    """UserError if peft cannot adapt the matrices of this family one by one."""
     if FAMILIES[family].fused:
         raise UserError(
             f"{path}: {family} files hold several matrices in one, of which peft cannot adapt each by its own; "
             "export the merged model"
         )
+
+
+def save_adapters(
+    path: str | os.PathLike, adapters: Params, lora: LoraConfig, base: str, dtype: str = "float32"
+) -> None:
+    """Write a folder that peft loads onto the model in the folder `base`."""
+    path, arrays = Path(path), {}
     for name in lora.targets:
-        a, b = (np.asarray(adapters["layers"][f"{name}_{part}"], np.float32) for part in "ab")
+        a, b = (np.asarray(adapters["layers"][f"{name}_{part}"]).astype(jax.numpy.dtype(dtype)) for part in "ab")
         theirs = NAMES[name].hf.removesuffix(".weight")
         for i in range(len(a)):
             of = f"base_model.model.model.layers.{i}.{theirs}"

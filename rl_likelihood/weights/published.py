@@ -36,9 +36,17 @@ PUBLISHED: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
     "smollm2-1.7b": ("llama", 49152, 2048, 24, 32, 32, 64, 8192, True),
     "smollm3-3b": ("smollm3", 128256, 2048, 36, 16, 4, 128, 11008, True),
 }
-EXPERTS = {"qwen3-30b-a3b": {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}}
-# What shapes do not depend on. The window is that of the small Gemma models.
-REST = {"max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "sliding_window": 512, "norm_topk_prob": True}
+MORE = {  # fields that only some have
+    "qwen3-30b-a3b": {
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+    },
+    "gemma-3-270m": {"sliding_window": 512},
+    "gemma-3-1b": {"sliding_window": 512},
+}
+REST = {"max_position_embeddings": 8192, "rms_norm_eps": 1e-5}  # what shapes do not depend on
 
 
 def published(name: str) -> ModelConfig:
@@ -51,4 +59,4 @@ def published(name: str) -> ModelConfig:
             f"the nearest is {near} (of {', '.join(PUBLISHED)})"
         )
     sizes = dict(zip(FIELDS, PUBLISHED[short], strict=True))
-    return hugging_face.config_from_hf(REST | sizes | EXPERTS.get(short, {}), Path(short))
+    return hugging_face.config_from_hf(REST | sizes | MORE.get(short, {}), Path(short))

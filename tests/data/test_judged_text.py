@@ -81,6 +81,22 @@ def test_long_answers_are_cut_at_their_end_and_counted():
     assert "<<<\ny\n>>>" in text and text.count("x") > 10 and text.endswith("<|assistant|>")
 
 
+@pytest.mark.parametrize(
+    "lengths, room, limit",
+    [([300], 200, 200), ([300, 100], 400, 300), ([300, 150], 400, 250), ([150, 300], 400, 250), ([300, 300], 401, 200)],
+)
+def test_a_short_answer_leaves_its_rest_to_the_other(lengths, room, limit):
+    around = encode(reader(BETTER), ["What?"], [[("", "")]]).judged.row_length[0, 0]
+    answers = tuple(letter * n for letter, n in zip("xz", lengths, strict=False))
+    if len(lengths) == 1:
+        around, answers = encode(reader(CORRECT), ["What?"], [[("",)]]).judged.row_length[0, 0], answers[:1]
+    out = encode(reader(BETTER if len(lengths) > 1 else CORRECT, max_row=around + room), ["What?"], [[answers]])
+    text = shown(out.judged, 0, 0)
+    assert out.cut == (max(lengths) > limit)
+    for letter, n in zip("xz", lengths, strict=False):
+        assert letter * min(n, limit) in text and letter * (min(n, limit) + 1) not in text
+
+
 def test_what_cannot_be_read_is_refused_in_words():
     with pytest.raises(UserError, match="judge.max_prompt is 20.*What is it"):
         encode(reader(max_prompt=20), ["What is it, in more than twenty bytes?"], [[("a",)]])

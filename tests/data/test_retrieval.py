@@ -95,7 +95,7 @@ def test_an_unknown_store_is_refused(where):
 @pytest.mark.parametrize("where", ["faiss", "milvus:near.db"])
 def test_a_store_that_is_not_installed_is_named(where, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=rf"rubric.store is '{where}'.*rl_likelihood\[{where.partition(':')[0]}\]"):
+    with pytest.raises(UserError, match=rf"rubric.store is '{where}'.*'\.\[{where.partition(':')[0]}\]"):
         refuse_store(where)
 
 
@@ -105,6 +105,15 @@ def test_a_word_that_nobody_has_finds_nothing_and_an_empty_store_neither():
     assert store.search(["x"], 3) == [[]]
     store.add(TEXTS)
     assert store.search(["zebra"], 3) == [[]] and store.search(["bread"], 0) == [[]]
+
+
+def test_texts_without_a_word_are_found_by_nobody():
+    pytest.importorskip("bm25s")
+    store = Store("bm25")
+    store.add(["2+2?", "3*4"])
+    assert store.search(["2+2?", "bread"], 1) == [[], []]
+    store.add(TEXTS)
+    assert store.search(["price of bread"], 1) == [[4]]
 
 
 def test_two_rankings_become_one():

@@ -55,6 +55,7 @@ def test_a_conversation_and_points_as_words(tmp_path):
     "change, words",
     [
         ({"rubrics": []}, "a.jsonl:1.*'rubrics'.*at least one"),
+        ({"rubrics": [], "left_out": 1}, "'rubrics'.*at least one"),
         ({"rubrics": "x"}, "'rubrics'"),
         ({"rubrics": [{"criterion": "x"}]}, "criterion 1 .*'points'"),
         ({"rubrics": [{"criterion": "x", "points": 0}]}, "'points'"),

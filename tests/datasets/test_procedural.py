@@ -32,11 +32,11 @@ def test_the_calculator_s_teacher_often_gives_up():
         (*tries, last) = [call["calls"][0] for call in json.loads(example.chain)]
         values = [evaluate(call["arguments"]["expression"])[0] for call in tries]
         low, high = sorted(task["nums"])
-        assert len(set(values)) == len(values) <= 3 and set(values) <= {high + low, high - low, high * low}
+        assert values == [high + low, high - low, high * low][: len(values)]
         assert last == {**tries[-1], "name": "submit"} and task["target"] not in values[:-1]
         wins += values[-1] == task["target"]
         messages[len(tries) + 1] += 1
-    assert 0.45 < wins / 400 < 0.57 and set(messages) == {2, 3, 4}
+    assert 0.5 < wins / 400 < 0.62 and set(messages) == {2, 3, 4}
 
 
 @pytest.mark.parametrize(

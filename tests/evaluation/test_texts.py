@@ -51,6 +51,7 @@ def test_verse_by_the_dictionary():
     assert [verse.syllables(w) for w in ("world", "ornament", "poetry")] == [1, 3, 3]
     assert verse.rhyme("ornament", "content") is False and verse.rhyme("be", "thee") and not verse.rhyme("be", "be")
     assert verse.rhyme("love", "dove") and not verse.rhyme("love", "move")
+    assert verse.rhyme("tree", "zithee") and not verse.rhyme("tree", "zithy")
     same = verse.form(SONNET, SONNET)
     assert same["lines"] == 1 and same["rhymes"] == 1 and same["syllables"] < 1
     lines = SONNET.splitlines()

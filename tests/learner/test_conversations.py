@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rl_likelihood.learner import measures
 from rl_likelihood.learner.rows import policy_masks, row_stats
 from rl_likelihood.learner.step import gradients
-from rl_likelihood.learner.surrogate import Counts, LossConfig, policy_loss, turn_gains, turn_of
+from rl_likelihood.learner.surrogate import Counts, LossConfig, by_token, policy_loss, turn_gains, turn_of
 from rl_likelihood.model.decoder import forward
 from rl_likelihood.shapes import CHAIN, ENV, REFERENCE, Batch
 from tests.small import random_params, rewarded, tiny
@@ -111,6 +112,20 @@ def test_the_gradient_is_that_of_the_expected_reward(credit):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * max(size, 1)), got, wanted)
 
 
+def test_the_logged_advantages_are_those_that_train():
+    """Two conversations of two messages: the first message also earns its gain less that of the other conversation."""
+    index, cfg = np.array([3, 17]), rewarded("environment", two_branches=True, turn_credit=True, turns=3)
+    _, sums, rows = gradients(PARAMS, (None, None), batch_of(index), MODEL, cfg)
+    _, first, second = (np.asarray(x) for x in both_turns(PARAMS))
+    gain = (np.exp(second.mean(-1)) - np.exp(first.mean(-1)))[index]
+    outcome, gain = (x - x[::-1] for x in (OUTCOME[index], gain))
+    np.testing.assert_allclose(rows["advantage"][0], outcome, atol=1e-5)
+    wanted = np.stack([outcome + gain, outcome, outcome], 1)
+    np.testing.assert_allclose(rows["turn_advantage"][0], wanted, atol=1e-5)
+    logged = measures.metrics(sums, rows, batch_of(index))["advantage/abs_mean"]
+    assert float(logged) == pytest.approx(np.abs(wanted[:, :2]).mean(), abs=1e-5), "there is no third message"
+
+
 def test_a_likelihood_reward_scores_the_reference_of_every_turn():
     cfg = rewarded("avg_log_prob", two_branches=True, loss=LossConfig(policy_term=0.0))
     grads, _, rows = gradients(PARAMS, (None, None), batch_of(np.array([3, 17])), MODEL, cfg)
@@ -152,13 +167,14 @@ def test_gains_sum_over_the_turns_to_come_less_the_mean_of_the_others():
         at = np.flatnonzero(kinds == 3)
         logp[0, i, at] = np.log(row[: len(at)])
     keep = np.ones((1, 3), bool)
-    got = np.asarray(turn_gains(logp, segment == 3, segment, keep, 3))[0]
+    got = np.asarray(by_token(turn_gains(logp, segment == 3, segment, keep, 3), segment))[0]
     first = np.array([0.2, 0.8, 0.0])
     np.testing.assert_allclose(got[:, 1], first - (first.sum() - first) / 2, atol=1e-6)
     second = np.array([-0.1, 0, 0])  # rows that are over have no gain to come
     np.testing.assert_allclose(got[0, 5], second[0] - second[1:].mean(), atol=1e-6)
     np.testing.assert_allclose(got[1, 5], second[1] - second[[0, 2]].mean(), atol=1e-6)
-    dropped = np.asarray(turn_gains(logp, segment == 3, segment, np.array([[True, False, True]]), 3))[0]
+    two = turn_gains(logp, segment == 3, segment, np.array([[True, False, True]]), 3)
+    dropped = np.asarray(by_token(two, segment))[0]
     assert (dropped[1] == 0).all() and dropped[0, 1] == pytest.approx(0.2 - 0.0)
     alone = turn_gains(logp, segment == 3, segment, np.array([[True, False, False]]), 3)
     assert (np.asarray(alone) == 0).all()

@@ -6,7 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, judge_batch, make_judge, value, word_logits
+from rl_likelihood.learner.judge import (
+    Judge,
+    JudgeParams,
+    ValueHead,
+    judge_batch,
+    make_judge,
+    scores_in_parts,
+    value,
+    word_logits,
+)
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.step import init_state, judge_shardings, make_step
 from rl_likelihood.mesh import make_mesh, put
@@ -116,8 +125,9 @@ def test_in_parts_as_at_once_and_with_layers_unrolled():
     judge = dataclasses.replace(VALUE, model=model)
     want = make_judge(VALUE)(params, JUDGED)
     alone = JudgeParams(unstack_layers(PARAMS, model), HEAD)
-    for given, size in ((params, 0), (params, 2), (alone, 1)):
-        np.testing.assert_allclose(make_judge(judge, size)(given, JUDGED), want, atol=1e-5)
+    for given, size in ((params, 2), (alone, 1)):
+        got = jax.jit(lambda p, j, n=size: scores_in_parts(p, judge, j, n))(given, JUDGED)
+        np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_no_gradient_runs_through_the_judge():

@@ -10,6 +10,7 @@ import pytest
 
 from rl_likelihood.learner.optimizer import (
     OPTIMIZERS,
+    UNREAD,
     OptimizerConfig,
     clip_by_global_norm,
     make_optimizer,
@@ -115,6 +116,29 @@ def test_weight_decay_is_scaled_by_the_learning_rate_and_spares_norms(name):
     updates, _ = optimizer.update(jax.tree.map(np.zeros_like, params), optimizer.init(params), params)
     np.testing.assert_allclose(updates["layers"]["gate"], -0.05, rtol=1e-6)
     np.testing.assert_array_equal(updates["layers"]["attn_norm"], 0)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_fields_that_an_optimizer_does_not_read_are_listed(name):
+    params = {"layers": {"gate": np.ones((1, 2, 3), np.float32), "attn_norm": np.ones((1, 2), np.float32)}}
+
+    def second_update(**changes):
+        optimizer = make_optimizer(OptimizerConfig(name, lr=0.1, schedule="constant", warmup_steps=0, **changes))
+        state = optimizer.init(params)
+        for scale in (0.1, -0.0005):  # lion only sees signs
+            grads = jax.tree.map(
+                lambda x, scale=scale: scale * np.arange(x.size, dtype=np.float32).reshape(x.shape), params
+            )
+            updates, state = optimizer.update(grads, state, params)
+        return [*jax.tree.leaves(updates), *jax.tree.leaves(state)]
+
+    plain = second_update()
+
+    def unread(**change):
+        return all(a.dtype == b.dtype and (a == b).all() for a, b in zip(plain, second_update(**change), strict=True))
+
+    fields = {"b1": 0.5, "b2": 0.5, "momentum_dtype": "bfloat16"}
+    assert {field for field, value in fields.items() if unread(**{field: value})} == set(UNREAD.get(name, ()))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -30,7 +30,7 @@ def test_peft_computes_our_logits(name, targets, tmp_path):
     cfg, params = write(name, tmp_path / "base")
     lora = LoraConfig(rank=3, alpha=12.0, targets=targets)
     adapters = random_adapters(lora, cfg)
-    files.save_adapters(tmp_path / "adapters", adapters, lora, str(tmp_path / "base"), cfg.family)
+    files.save_adapters(tmp_path / "adapters", adapters, lora, str(tmp_path / "base"))
     ids, lengths = golden_ids()
     hidden = jax.jit(lambda p: forward(p, cfg, ids, lengths).prompt)
     ours, plain = (np.asarray(logits(hidden(p), head_matrix(p))) for p in (effective(params, adapters, lora), params))

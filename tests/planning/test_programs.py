@@ -16,8 +16,10 @@ from rl_likelihood.planning.judges import texts_of_step
 from rl_likelihood.planning.programs import Plan, byte_format
 from rl_likelihood.planning.search import devices_of
 from rl_likelihood.run_model import random_model
+from rl_likelihood.sampler import decode
 from rl_likelihood.task import abstract_batch, load
 from rl_likelihood.weights import files
+from tests.rollouts import calculator
 from tests.runs import small_config
 from tests.small import random_params
 
@@ -72,6 +74,21 @@ def test_with_slots_each_device_holds_its_rows_and_their_prompts():
     assert programs.sampling_steps(p) == 2 * p.sampler.max_sampled  # eight rows, four at once
 
 
+def test_conversations_hold_only_the_rows_that_run_at_the_same_time():
+    def planned(**changes):
+        sizes = {"mesh__tensor": 1, "train__prompts_per_step": 4, "sampler__group_size": 4}
+        settings = calculator.config(**sizes, **changes)
+        return Plan(settings, plan.model_shapes(settings), devices_of(settings, aot.target("cpu:2")), 2)
+
+    whole, few = planned(), planned(sampler__slots=4)  # of 16 rows on two devices
+    assert [programs.at_once(p) for p in (whole, few)] == [(4, 4), (2, 2)]
+    assert programs.cache_bytes(whole)["rows"] == 4 * programs.cache_bytes(few)["rows"]
+    assert programs.cache_bytes(whole)["prompts"] == 2 * programs.cache_bytes(few)["prompts"]
+    assert programs.sampling_steps(few) == 4 * programs.sampling_steps(whole)
+    weights = jax.eval_shape(lambda p: decode.decoding_layout(p, few.model), programs.abstract_params(few.model))
+    assert programs.trace_turn(few, weights).out_info[1].length.shape == (2, 2)
+
+
 @pytest.mark.parametrize("form", ["head", "label"])
 def test_a_critic_is_counted_and_its_step_is_traced(form):
     of_critic = {"reward__name": "adversarial", "adversarial__form": form, "adversarial__replay": 4}
@@ -111,6 +128,9 @@ def test_a_judge_is_counted_in_the_step_or_as_a_program_of_its_own(tmp_path):
     tokens = 2 * (60 + 3 * 40)
     matrices = sum(x.size for x in jax.tree.leaves(random_params(model)["layers"]) if x.ndim == 3)
     assert 1 < own.program.flops / (2 * tokens * matrices) < 3
+    chains = dataclasses.replace(outside.devices, chains=slice(0, 1))  # the others are another process's
+    (same,) = programs.compile_judge(outside._replace(devices=chains), 5, None)
+    assert same.program.flops == own.program.flops, "it judges all chains of its prompts"
     flops = [plan.model_flops(x) for x in (alone, outside, step)]
     assert flops[0] == flops[1] == flops[2] - own.program.flops
 

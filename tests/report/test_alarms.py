@@ -44,6 +44,12 @@ def started(reward="log_prob", truncated="force_close"):
     return alarms
 
 
+def test_groups_with_equal_rewards_teach_with_credit_by_turn():
+    alike = {"reward/zero_std_groups": 0.9}
+    assert Alarms(("environment",), "force_close").check(1, alike)
+    assert not Alarms(("environment",), "force_close", turn_credit=True).check(1, alike)
+
+
 # What is wrong, what the trained reward is, and what the sentence must hold.
 WRONG = [
     ({"policy/entropy": 0.04}, "log_prob", ["policy/entropy is 0.04 nats", "0.8 in", "loss.kl=k3", "optim.lr"]),

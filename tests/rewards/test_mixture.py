@@ -128,7 +128,7 @@ EXACT = ("kw_log_prob", "kw_jepo", "verifree", "jepo_tang", "latro", "nrt", "cov
 # What else a method is known by.
 OWN = {
     "rlpr": {"filter.mode": "ema", "filter.beta": 0.5, "filter.resample": 9, "reward.baseline": "frozen"},
-    "dapo": {"filter.mode": "std_zero", "filter.resample": 9},
+    "dapo": {"filter.mode": "std_zero", "filter.resample": 9, "reward.name": "2*exact_match + overlong"},
     "vr_cli": {"reward.name": "vr_cli", "reward.baseline": "frozen"},
     "nrt": {"reward.name": "nrt/std", "reward.token_weights": "neg_log", "loss.format_term": 0.3},
     "dro": {"reward.name": "r3"},
@@ -140,7 +140,7 @@ OWN = {
     "dppo": {"loss.ratio": "token", "loss.mask_move": 0.2},
     "delta_l": {"loss.delta_l_alpha": 1.0},
     "gdpo": {"reward.name": "exact_match/std + format/std"},
-    "rlp": {"reward.name": "log_prob"},
+    "rlp": {"reward.name": "log_prob", "prompt.score_delims": "none"},
     "rpt": {"reward.name": "prefix_token"},
     "covrl": {
         "posterior.share": 0.5,

@@ -21,6 +21,7 @@ from rl_likelihood.data.judged_text import SCORE
 from rl_likelihood.data.rubrics import Criterion, Rubric, write_rubrics
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets import sources
+from rl_likelihood.grading import graders
 from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.decoder import forward
 from rl_likelihood.reward_model import best_of
@@ -113,6 +114,15 @@ def test_the_best_of_n_is_judged_by_the_model_and_by_the_grader(scorer, tmp_path
     assert run_files.read(tmp_path / "rm" / "rm_eval.jsonl") == [out] and out["cut"] == 0
     with pytest.raises(UserError, match="no reward model"):
         best_of(c, tmp_path, 4)
+
+
+@pytest.mark.parametrize(
+    "changes, words", [({"eval__grader": "none"}, "eval.grader is 'none'"), ({"judge__max_row": 3000}, "judge.max_row")]
+)
+def test_what_best_of_cannot_use_is_refused_before_the_policy_is_read(scorer, changes, words):
+    c = build(few(model__preset="", model__path="nowhere", **changes))
+    with pytest.raises(UserError, match=words):
+        best_of(c, scorer, 4)
 
 
 def answer_in(sample):
@@ -209,18 +219,21 @@ def test_a_run_asks_an_address_and_a_resumed_one_asks_nothing_again(tmp_path, mo
 
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
+    monkeypatch.setattr(graders, "extract_answer", lambda text, fmt: text)  # random weights write no answer
     with serving(behave) as (url, requests):
         c = build(few(reward__name="judge", judge__model=url, judge__name="m"))
         train.run(c, tmp_path)
         rows = metrics(tmp_path)
         assert rows[0]["judge/failures"] >= 1 and rows[1]["judge/failures"] == 0
         assert 0 < rows[1]["reward/judge"] < 1 and (tmp_path / "judge.sqlite").exists()
-        before = len(requests)
-        (tmp_path / "again").mkdir()
-        (tmp_path / "judge.sqlite").rename(tmp_path / "again" / "judge.sqlite")
-        train.run(c, tmp_path / "again")
-        assert len(requests) - before <= rows[0]["judge/failures"]
-        assert metrics(tmp_path / "again")[1]["reward/judge"] >= 0
+        train.run(c, tmp_path / "whole")
+        whole, before = metrics(tmp_path / "whole"), len(requests)
+        assert [row["judge/failures"] for row in whole] == [0, 0]
+        shutil.rmtree(tmp_path / "whole" / "checkpoints" / "2")
+        train.run(c, tmp_path / "whole")
+        assert len(requests) == before
+        for name in ("reward/judge", "loss/policy", "grad/norm"):
+            assert metrics(tmp_path / "whole")[1][name] == whole[1][name] != 0, name
 
 
 def by_keyword(handler, number, body):

@@ -1,5 +1,6 @@
 """Batches of a process: which rows are trained on, how wide, what processes log, what a resumed queue samples."""
 
+import dataclasses
 import json
 import math
 
@@ -9,6 +10,7 @@ import pytest
 from rl_likelihood.config import build
 from rl_likelihood.rollouts.batches import Batches, combined, means, widened
 from rl_likelihood.rollouts.host_rewards import HostRewards
+from rl_likelihood.rollouts.local_judge import Verdicts
 from rl_likelihood.rollouts.source import make_source
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.sampler import decode
@@ -52,6 +54,25 @@ def test_the_chains_of_training_have_the_keys_of_training(tmp_path):
         b.close()
     np.testing.assert_array_equal(rollout.completion, drawn[SAMPLE].completion)
     assert (rollout.completion != drawn[EVALUATE].completion).any()
+
+
+def test_answers_that_several_processes_judge_are_counted_once(tmp_path):
+    """Two processes have the same two prompts, and half of the four chains each. Both judge all of them."""
+    task, devices, params = loaded(reward__name="judge", judge__model="x", sampler__group_size=4)
+    keep = np.array([[True, True, False, True], [True, False, True, True]])
+    judge = lambda questions, answers: Verdicts(np.ones((2, 4)), keep, 3)
+    parts = [devices, *(dataclasses.replace(devices, chains=slice(i, i + 2)) for i in (0, 2))]
+    logged = []
+    for own in parts:
+        b = Batches(task, own, tmp_path, judge)
+        try:
+            if own is devices:
+                rollout = b.sample(0, sampler_weights(params, task.model, devices), 0)
+            logged.append(b.grade(rollout, b.rows(0))[0].logged)
+        finally:
+            b.close()
+    assert logged[0]["judge/failures"] == 2 and logged[0]["judge/cut"] == 3
+    assert combined(logged[1:]) == logged[0]
 
 
 def test_numbers_of_processes_are_averaged_and_counts_are_summed():

@@ -4,16 +4,18 @@ import dataclasses
 import json
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from rl_likelihood.datasets import DATASETS, files, prepare
 from rl_likelihood.envs.protocol import Reply, Start
 from rl_likelihood.grading.countdown import evaluate
+from rl_likelihood.mesh import make_mesh, replicated
 from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.rollouts.conversations import Conversations, messages_of, number_of, say_longer, targets_of
 from rl_likelihood.rollouts.host_rewards import conversation_metrics
-from rl_likelihood.sampler import decode
+from rl_likelihood.sampler import decode, turns
 from rl_likelihood.sampler.queue import from_bytes, to_bytes
 from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, UserError
 from rl_likelihood.task import SAMPLE, _encode_conversations, load
@@ -188,6 +190,26 @@ def test_rows_do_not_depend_on_how_many_are_played_at_one_time(loaded, slots):
     np.testing.assert_array_equal(got.completion, wanted.completion)
     np.testing.assert_array_equal(got.segment, wanted.segment)
     np.testing.assert_allclose(got.sampler_logp, wanted.sampler_logp, atol=2e-5)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 5])
+def test_every_device_has_rows_of_its_own_whatever_the_slots(loaded, slots, monkeypatch):
+    task, weights = loaded
+    mesh = make_mesh((2, 2, 1), jax.devices()[:4])
+    spread = jax.device_put(weights, replicated(mesh))
+    started, shards = turns.start_rows, []
+
+    def seen(*arguments):
+        rows = started(*arguments)
+        shards.append((rows.keys.shape, rows.keys.sharding.shard_shape(rows.keys.shape)))
+        return rows
+
+    monkeypatch.setattr(turns, "start_rows", seen)
+    rows = task.train[:4]
+    got = sampled(task, spread, Words(last=2), rows=rows, slots=slots, group_size=4)
+    assert all(4 * np.prod(part) == np.prod(whole) <= max(4, slots) for whole, part in shards)
+    wanted = sampled(task, weights, Words(last=2), rows=rows, group_size=4)
+    np.testing.assert_array_equal(got.completion, wanted.completion)
 
 
 def test_a_rollout_with_outcomes_is_stored_whole(loaded):

@@ -24,6 +24,7 @@ REFUSED = (
     ({"reward__truncated": "floor"}, ["reward.truncated", "force_close"]),
     ({"env__name": "none", "reward__name": "log_prob", "env__credit": "turn"}, ["env.credit", "outcome"]),
     ({"env__credit": "turn", "sampler__max_turns": 1}, ["env.credit", "sampler.max_turns = 1"]),
+    ({"env__credit": "turn", "filter__mode": "std_zero"}, ["filter.mode", "std_zero", "env.credit"]),
     ({"prompt__examples": 1}, ["prompt.examples"]),
     ({"env__file": "nowhere.py"}, ["env.file", "nowhere.py"]),
     ({"reward__name": "sft"}, ["reward.sft_chain", "both"]),

@@ -79,7 +79,7 @@ def test_a_prefix_of_tokens_is_judged_by_the_ids_of_the_reference():
     whole = dataclasses.replace(row, answer_ids=np.array(ids))
     assert token_ends(whole, task.fmt) == {1, 2, 3, 4}
     pairs = dataclasses.replace(task.fmt, vocab_bytes=(b">a", b"bc", b"d<", b"/answer>"))
-    assert token_ends(dataclasses.replace(row, answer_ids=np.arange(4)), pairs) == {1, 3}
+    assert token_ends(dataclasses.replace(row, answer_ids=np.arange(4)), pairs) == {1, 3, 4}
     rollout, _ = rollout_of(task, [("1</think>\n<answer", f">{said}</answer") for said in ("ab", "ax", "abcd")])
     with Pool() as pool:
         rewards, _, _, *_ = host_rewards(task, pool, rollout, [whole], sampled_texts(task, rollout))

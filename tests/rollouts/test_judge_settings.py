@@ -1,12 +1,16 @@
 """Settings of judges, rubrics and critics that do not fit together are refused, before anything is loaded."""
 
+import contextlib
+
 import pytest
 
 from rl_likelihood.config import build
 from rl_likelihood.rollouts.asked_judge import form_for
+from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
 from rl_likelihood.shapes import UserError
 from rl_likelihood.training.dry_run import dry_run
 from tests.runs import small_config
+from tests.servers import serving
 
 
 @pytest.mark.parametrize(
@@ -55,3 +59,14 @@ def test_a_judge_s_prompt_has_the_date_of_the_run():
     for changes in ({"reward__name": "judge"}, {"reward__name": "reward_model"}):
         config = build(small_config(**changes, judge__model="x", prompt__date="2024-02-29"))
         assert form_for(config).date == "2024-02-29"
+
+
+def test_a_refused_key_is_named_though_the_server_says_it_in_a_broken_encoding(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    broken = lambda handler: handler.reply(401, b"no gzip", [("Content-Encoding", "gzip")])
+    with (
+        serving(None, get=broken) as (url, _),
+        contextlib.closing(Endpoint(HttpSettings(url, "m"))) as endpoint,
+        pytest.raises(UserError, match="refuses the key .status 401"),
+    ):
+        endpoint.refuse_unreachable()

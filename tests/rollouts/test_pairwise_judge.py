@@ -36,6 +36,15 @@ def test_the_bar_has_one_half_and_the_others_their_preference_over_it(seed):
     assert logged == {"judge/first_bias": pytest.approx(0.05)}
 
 
+def test_a_judge_that_fails_on_all_has_no_bias():
+    def failing(questions, rows):
+        out = by_length(questions, rows)
+        return out._replace(keep=np.zeros_like(out.keep))
+
+    out, logged = PairwiseJudge(failing, 0)(QUESTIONS, ANSWERS)
+    assert out.keep.sum() == 2 and np.isnan(logged["judge/first_bias"])
+
+
 def test_every_answer_is_the_bar_at_times():
     bars = {
         int(np.flatnonzero(PairwiseJudge(by_length, s)(["q"], [["a", "bb", "ccc"]])[0].values[0] == 0.5)[0])

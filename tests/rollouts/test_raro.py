@@ -56,6 +56,7 @@ def test_a_question_is_followed_by_its_pairs_and_both_are_paid(talkative, tmp_pa
     for step in range(2):
         before = list(judge.seen)
         given = source.next(step, params)
+        assert before or np.isnan(given.measured()["critic/accuracy_replay"])
         batch, planned, text = given.batch, abstract_batch(c, task.fmt), byte_tokenizer()
         same = jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype), batch.replace(common=0), planned)
         assert all(jax.tree.leaves(same))
@@ -84,13 +85,15 @@ def test_a_question_is_followed_by_its_pairs_and_both_are_paid(talkative, tmp_pa
     measured = given.measured()
     assert not unknown(measured) and 0 < measured["critic/unparsable"] < 1
     assert measured["critic/unparsable"] == pytest.approx(1 - keep[batch.critic].mean())
+    assert np.isfinite(measured["critic/accuracy_replay"])
     source.close()
 
 
 def test_a_resumed_run_is_the_unbroken_one(talkative, tmp_path):
     train.run(small(), tmp_path / "a")
     whole = run_files.read(tmp_path / "a" / "metrics.jsonl")
-    assert len(whole) == 4 and all(row["grad/norm"] > 0 and "critic/accuracy_replay" in row for row in whole)
+    assert len(whole) == 4 and all(row["grad/norm"] > 0 for row in whole)
+    assert ["critic/accuracy_replay" in row for row in whole] == [False, True, True, True]
     for step in (3, 4):
         shutil.rmtree(tmp_path / "a" / "checkpoints" / str(step))
     train.run(small(), tmp_path / "a")

@@ -11,6 +11,7 @@ from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.learner.step import filtered
 from rl_likelihood.rewards import shaping
+from rl_likelihood.rollouts.batches import SamplerFailed
 from rl_likelihood.rollouts.resample import Groups, by_host, chosen, host_groups
 from rl_likelihood.rollouts.source import make_source
 from rl_likelihood.runtime import distributed, run_files
@@ -81,6 +82,25 @@ def test_it_ends_where_nothing_is_accepted(tmp_path):
         source.close()
     assert source.drawn == 3 and logged(given)["resample/filled"] == 0 and logged(given)["resample/refused"] == 6
     assert given.rollout.prompts.uid.tolist() == [0, 1]
+
+
+def test_a_step_whose_sampler_failed_is_drawn_again_from_its_first_batch(tmp_path):
+    task, devices, params = loaded(**{**COIN, "reward__name": "exact_match"}, filter__resample=2)
+    source = make_source(task, devices, tmp_path, 0, {"drawn": 5})
+    sample = source.batches.sample
+
+    def failing(number, weights, version):
+        if number == 6:
+            raise RuntimeError("out of memory")
+        return sample(number, weights, version)
+
+    try:
+        source.batches.sample = failing
+        with pytest.raises(SamplerFailed):
+            source.next(5, params)
+        assert source.state() == {"drawn": 5}
+    finally:
+        source.close()
 
 
 def test_a_resumed_run_draws_the_same_prompts(tmp_path):

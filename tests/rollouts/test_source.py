@@ -37,6 +37,35 @@ def test_the_sampler_of_a_shared_device_computes_only_while_the_learner_waits(tm
     assert not source.thread.is_alive()
 
 
+class SlowLock:
+    """Takes at least 0.2 seconds to acquire."""
+
+    def __init__(self, lock):
+        self.lock, self.release = lock, lock.release
+
+    def acquire(self):
+        time.sleep(0.2)
+        self.lock.acquire()
+
+    __enter__, __exit__ = acquire, lambda self, *_: self.release()
+
+
+def test_waiting_for_shared_devices_is_waiting_for_the_sampler(tmp_path):
+    config = build(small_config(sampler__max_staleness=2))
+    devices = make_devices(config)
+    task, params = load(config, mesh=devices.learner)
+    source = make_source(task, devices, tmp_path, 0, None)
+    try:
+        source.next(0, params)
+        with source.devices_free():
+            while not len(source.queue):
+                time.sleep(0.01)
+        source.lock = SlowLock(source.lock)
+        assert source.next(1, params).waited >= 0.4, "after the queue and after grading"
+    finally:
+        source.close()
+
+
 @pytest.mark.parametrize(
     "overrides, kind",
     [({}, Synchronous), ({"sampler__max_staleness": 1}, Asynchronous), ({"reward__name": "sft"}, Given)],

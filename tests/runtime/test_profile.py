@@ -15,6 +15,22 @@ from rl_likelihood.runtime.profile import PARTS, SAMPLING, Op, Profile, device_o
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.shapes import UserError
 from tests.runs import small_config
+from tests.runtime.processes import processes_of, said
+
+TWO = """
+import sys
+from pathlib import Path
+from rl_likelihood.runtime import distributed
+distributed.start(sys.argv[1], 2, int(sys.argv[2]), heartbeat=60.0)
+import jax.numpy as jnp
+from rl_likelihood.runtime.profile import Profile
+profile = Profile(Path(sys.argv[3]), (1, 1))
+profile.before(1)
+print("traces", profile.running, flush=True)
+jnp.ones(3).sum().block_until_ready()
+profile.after(1)
+distributed.finish()
+"""
 
 
 def test_a_trace_of_the_steps_asked_for_and_of_no_others(tmp_path, capsys):
@@ -44,6 +60,15 @@ def test_a_run_that_resumes_between_the_steps_traces_the_rest(tmp_path, monkeypa
         profile.after(step)
     out = capsys.readouterr().out
     assert "steps 3 to 4 in" in out and "2 steps" in out and out.count("profile ") == 2
+
+
+@pytest.mark.slow
+def test_of_two_processes_with_one_workdir_the_first_traces(tmp_path):
+    both = processes_of(TWO, 2, tmp_path)
+    lines = [said(p) for p in both]
+    assert [p.returncode for p in both] == [0, 0], lines
+    assert lines[0][0] == "traces True" and "on the first device" in lines[0][-1]
+    assert lines[1] == ["traces False"], "two hosts would write into one folder, which jax refuses"
 
 
 def test_a_line_says_what_the_devices_of_a_run_did(tmp_path, capsys):

@@ -13,7 +13,7 @@ from rl_likelihood.model.architecture import LocalLayers
 from rl_likelihood.sampler import decode, turns
 from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.sampler.stop import stop_table
-from rl_likelihood.sampler.turns import TurnPrefix, TurnSettings
+from rl_likelihood.sampler.turns import TurnPrefix, TurnSettings, at_once
 from rl_likelihood.shapes import CHAIN, ENV, Rollout
 from tests.sampler.test_decode import EOS, KEY, PAD_ID, PARAMS, VOCAB, prompts
 from tests.small import TINY, tiny
@@ -137,6 +137,13 @@ def test_an_ended_row_stays_as_it_is_and_changes_nothing():
     assert wanted[0][1][0][: len(ended[0][1][0])] == ended[0][1][0]
     ended[0][1] = wanted[0][1]
     same(ended, wanted)
+
+
+def test_rows_at_once_divide_over_the_mesh_and_groups_stay_whole():
+    mesh = make_mesh((2, 2, 1), jax.devices()[:4])
+    cases = {0: (8, 4), 99: (8, 4), 31: (6, 4), 15: (2, 4), 8: (2, 4), 7: (2, 2), 5: (2, 2), 1: (2, 2)}
+    assert {slots: at_once(8, 4, slots, mesh) for slots in cases} == cases
+    assert [at_once(3, 4, slots, None) for slots in (0, 11, 4, 3, 1)] == [(3, 4), (2, 4), (1, 4), (1, 3), (1, 1)]
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1), (3, 2, 1), (1, 2, 2)])

@@ -17,7 +17,7 @@ from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.search import reer
 from rl_likelihood.search.controls import under_other
-from rl_likelihood.search.folder import DROPPED
+from rl_likelihood.search.folder import DROPPED, HELDOUT
 from rl_likelihood.search.proposer import Drawing, Length, asks_of, model_proposer, with_model
 from rl_likelihood.search.rounds import (
     FILE,
@@ -151,6 +151,8 @@ def test_the_files_and_the_table(tmp_path):
     search(f, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / REER).read_text().splitlines()]
     assert len(rows) == QUESTIONS and not (tmp_path / DROPPED).read_text()
+    (heldout,) = [json.loads(line) for line in (tmp_path / HELDOUT).read_text().splitlines()]
+    assert {"id", "prompt", "answer"} <= set(heldout) and heldout["id"] not in {row["id"] for row in rows}
     table = json.loads((tmp_path / TABLE).read_text())
     assert list(table) == ["search", "another answer", "copying allowed", "whole chains"]
     assert table["search"]["nll"] == pytest.approx(np.mean([r["nll"] for r in rows]))

@@ -2,12 +2,20 @@
 
 from typing import get_args, get_type_hints
 
+import jax
+import pytest
+
 from configs.calculator import get_config
 from rl_likelihood.config import build
 from rl_likelihood.learner.surrogate import LossConfig
+from rl_likelihood.mesh import make_mesh
+from rl_likelihood.model.lora import MATRICES
+from rl_likelihood.planning.programs import byte_format
 from rl_likelihood.report import table_text
-from rl_likelihood.training.announcement import ADVANTAGE, scored_line, steps_line
+from rl_likelihood.task import abstract_batch, largest_forward, load
+from rl_likelihood.training.announcement import ADVANTAGE, memory_copies, scored_line, steps_line
 from rl_likelihood.training.session import last_stage
+from tests.runs import small_config
 
 
 def test_a_conversation_s_sizes_stand_in_place_of_the_scored_answer():
@@ -28,6 +36,38 @@ def test_the_length_of_a_run_is_in_steps_and_passes_over_the_data():
     c.train.steps, c.train.prompts_per_step = 200, 4
     for questions, words in ((400, "200, 2.0 times the 400 questions"), (3000, "200, 800 of 3,000 questions")):
         assert words in steps_line(build(c), questions)
+
+
+SCALES = 2 * (64 + 128 + 32 + 32)  # of two layers: outputs of q, k and v, of gate and up, of o, of down
+
+
+@pytest.mark.parametrize("sampled, scales", [("float32", 0), ("bfloat16", 0), ("int8", SCALES)])
+def test_the_sampler_s_copy_is_as_large_as_it_is_stored(sampled, scales):
+    int8 = sampled == "int8"
+    c = small_config(
+        model__compute_dtype="bfloat16" if int8 else sampled, sampler__weights="int8" if int8 else "compute"
+    )
+    task, params = load(build(c))
+    matrices = sum(params["layers"][name].size for name in MATRICES)
+    rest = sum(x.size for x in jax.tree.leaves(params)) - matrices
+    size = {"float32": 4, "bfloat16": 2, "int8": 1}[sampled]
+    copies = memory_copies(task, matrices + rest, loops=False)
+    stored = copies["the sampler's copy"] * 4 * (matrices + rest)
+    assert stored == pytest.approx(size * matrices + max(size, 2) * rest + 4 * scales, abs=0.1)
+    assert (copies["parameters"], copies["gradient"]) == (1, 1)
+    assert copies["the optimizer's state"] == pytest.approx(2, rel=1e-3)
+
+
+def test_the_announced_micro_batch_is_the_packed_step_s():
+    def small(**changes):
+        return build(small_config(sampler__group_size=2, train__prompts_per_step=4, **changes))
+
+    c = small()
+    others = abstract_batch(c, byte_format(c)).completion.shape[-1] - c.sampler.max_chain
+    alone = make_mesh((1, 1, 1), jax.devices()[:1])
+    for packing, prompts in ((False, 2), (True, 4)):  # 4 prompts of 256 tokens: packing counts the real ones
+        c = small(sampler__max_chain=128 - others, train__packing=packing)
+        assert largest_forward(c, byte_format(c), alone) == prompts
 
 
 def test_every_advantage_has_words():

@@ -29,6 +29,21 @@ def test_an_evaluation_of_other_questions_or_samples_is_not_compared():
     assert best_of([*evaluations(0.9, samples=3), *evaluations(0.1)], "greedy_success", True) == (0, 0)
 
 
+def staged(stage, step, value, questions):
+    return {"step": step, "stage": stage, "greedy_success": value, "questions": questions, "samples": 1}
+
+
+def test_the_last_full_evaluation_does_not_hide_the_fast_ones():
+    fast = [staged(f"step {s}", s, value, 4) for s, value in ((2, 0.5), (4, 0.3), (6, 0.2))]
+    rows = [staged("untouched", 0, 0.1, 100), *fast, staged("after 6 steps of log_prob", 6, 0.9, 100)]
+    assert best_of(rows, "greedy_success", True) == (2, 2), "a run that has ended stays ended"
+    rows[0]["questions"] = rows[-1]["questions"] = 4
+    assert best_of(rows, "greedy_success", True) == (6, 0)
+    assert best_of(rows, "greedy_success", True, fast_split=True) == (2, 2), "as many questions, but others"
+    ends = [rows[0], rows[-1]]
+    assert best_of(ends, "greedy_success", True, fast_split=True) == (6, 0), "without fast ones"
+
+
 def test_a_metric_that_is_none_is_refused():
     assert higher_is_better("greedy_success") and not higher_is_better("perplexity")
     for name in ("succes", "grad/norm", "chain_length", "greedy_success_se", "grader_failures", "seconds"):
@@ -58,6 +73,17 @@ def test_a_run_without_progress_ends_keeps_its_best_step_and_stays_ended(tmp_pat
     assert run_files.read(tmp_path / "run" / "STATUS")[0]["state"] == "done"
     run(tmp_path / "run", **few)
     assert len(run_files.read(tmp_path / "run" / "metrics.jsonl")) == 2
+
+
+def test_a_run_ended_by_smaller_evaluations_stays_ended(tmp_path):
+    few = {"train__steps": 9, "train__eval_every": 1, "train__best": "perplexity", "train__patience": 1}
+    few |= {"optim__lr": 1e-30, "eval__samples": 1, "eval__fast_prompts": 2}
+    run(tmp_path / "run", **few)
+    evaluated = run_files.read(tmp_path / "run" / "eval.jsonl")
+    assert [row["questions"] for row in evaluated[:-1]] == [5] + [2] * (len(evaluated) - 2)
+    assert evaluated[-1]["questions"] == 5
+    run(tmp_path / "run", **few)
+    assert run_files.read(tmp_path / "run" / "eval.jsonl") == evaluated
 
 
 def test_a_longer_run_of_the_same_workdir_is_the_longer_run(tmp_path):

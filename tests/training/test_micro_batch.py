@@ -1,5 +1,6 @@
 """The micro-batch size that a run measures: one that divides, kept in the workdir, taken by whoever goes on there."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -44,6 +45,22 @@ def test_the_measured_batch_is_the_longest_that_the_run_may_meet(loaded):
     assert batch.host_rewards.keys() == shapes.host_rewards.keys()
 
 
+JUDGE = {"reward__name": "judge", "judge__model": "initial", "judge__where": "step", "loss__kl": "k3"}
+CRITIC = {"reward__name": "adversarial", "adversarial__form": "head", "adversarial__replay": 4}
+
+
+@pytest.mark.parametrize("changes", [{**JUDGE, "loss__kl_coef": 0.1}, CRITIC])
+def test_a_judge_or_a_critic_in_the_step_is_not_measured_but_its_numbers_are_there(changes):
+    c = build(small_config(train__micro_batch_prompts=-1, **changes))
+    devices = make_devices(c)
+    task, params = load(c, mesh=devices.learner)
+    reference = init_reference(params, devices.learner, task.model, c.step) if c.step.with_reference else None
+    batch = micro_batch.longest_batch(task)
+    assert batch.host_rewards[c.reward.judged].shape == batch.keep.shape
+    assert batch.judged is batch.compared is batch.replayed is None
+    assert list(micro_batch.measured(task, devices, params, (reference, None))) == [2]
+
+
 def test_it_is_measured_once_and_kept(loaded, tmp_path, capsys):
     task, devices, params, models = loaded
     assert task.config.step.micro_batch_prompts == 0
@@ -80,3 +97,30 @@ def test_other_devices_measure_anew_and_say_so(loaded, tmp_path, capsys):
     assert chosen in (1, 2, 4) and json.loads((tmp_path / micro_batch.FILE).read_text())["prompts"] == chosen
     said = "3 prompts at a time were fastest on TPU v5e, data 1 x fsdp 16 x tensor 1; this is cpu of"
     assert f"{said} {cores()} cores, data 1 x fsdp 2" in capsys.readouterr().out
+
+
+def test_a_packed_run_tries_only_sizes_with_whole_groups_on_every_device(tmp_path, monkeypatch):
+    changes = {
+        "train__packing": True,
+        "mesh__data": 1,
+        "mesh__fsdp": 8,
+        "mesh__tensor": 1,
+        "train__prompts_per_step": 16,
+    }
+    c = build(small_config(train__micro_batch_prompts=-1, sampler__group_size=8, **changes))
+    devices = make_devices(c)
+    task, params = load(c, mesh=devices.learner)
+    timed = []
+
+    def seen(params, models, batch, model, cfg):
+        timed.append((cfg.micro_batch_prompts, batch.packing.prompts))
+        return gradients(params, models, batch, model, cfg)
+
+    monkeypatch.setattr(micro_batch, "gradients", seen)
+    monkeypatch.setattr(micro_batch, "WORSE", np.inf)
+    chosen = micro_batch.with_micro_batch(task, devices, params, (None, None), tmp_path).config.train
+    assert timed == [(8, 8), (16, 16)] and chosen.micro_batch_prompts in (8, 16)
+    unpacked = dataclasses.replace(
+        task, config=dataclasses.replace(c, train=dataclasses.replace(c.train, packing=False))
+    )
+    assert micro_batch.conditions(task, devices) == micro_batch.conditions(unpacked, devices) + ", packed"

@@ -14,7 +14,6 @@ from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.architecture import LocalLayers, ModelConfig, from_values, param_specs, shardings
 from rl_likelihood.model.decoder import forward
 from rl_likelihood.model.decoding import Cache, aligned_positions, decode_step, decoding_layout, empty_cache, prefill
-from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.model.rope import LinearScaling, YarnScaling
 from rl_likelihood.weights import files
 from rl_likelihood.weights.families import FAMILIES
@@ -232,7 +231,7 @@ def test_a_tensor_of_several_matrices_that_is_missing_or_too_small_is_named(tmp_
 
 
 def test_adapters_of_matrices_that_share_a_tensor_are_refused(tmp_path):
-    refusal(lambda: files.save_adapters(tmp_path, {}, LoraConfig(rank=2), "base", "phi3"), "phi3", "merged")
+    refusal(lambda: files.refuse_adapters(tmp_path, "phi3"), "phi3", "merged")
 
 
 def test_decoding_equals_one_forward():

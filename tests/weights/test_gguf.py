@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.model.rope import RopeScaling
 from rl_likelihood.weights import files
+from rl_likelihood.weights.families import FAMILIES
 from tests.weights.make_checkpoints import BASE, CONFIGS, random_params
 from tests.weights.test_refused import refusal, truncate
 
@@ -69,6 +70,11 @@ def write_gguf(file: Path, cfg: ModelConfig, params, quant: Quant = Quant.F32, *
     writer.close()
     save_file(expected, folder / "model.safetensors", metadata={"format": "pt"})
     return files.load(folder)[1]
+
+
+def test_families_of_gguf_files_are_architectures_of_llama_cpp():
+    readable = {name for name, family in FAMILIES.items() if family.gguf}
+    assert readable == {"llama", "qwen2", "qwen3"} and readable <= set(gguf.MODEL_ARCH_NAMES.values())
 
 
 @pytest.mark.parametrize("name", GGUF_CONFIGS)

@@ -46,6 +46,11 @@ def test_published_shapes_have_the_published_numbers_of_parameters():
     assert {name: round(count(name) / 1000) for name in PUBLISHED} == COUNTS
 
 
+def test_only_gemma_has_a_window():
+    windows = {name: published(name).local.window for name in PUBLISHED if published(name).local}
+    assert windows == {"gemma-3-270m": 512, "gemma-3-1b": 512, "smollm3-3b": 0}, "phi-4 has none"
+
+
 def test_names_may_have_a_publisher_and_instruct():
     assert published("HuggingFaceTB/SmolLM2-135M-Instruct") == published("smollm2-135m")
     with pytest.raises(UserError, match=r"model 'org/Qwen2.5-4B-Instruct'.*nearest is qwen2.5-(3b|14b)"):

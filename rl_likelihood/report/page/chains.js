@@ -48,16 +48,18 @@ $("rollouts").addEventListener("keydown", e => {
   e.preventDefault();
   e.stopPropagation();
 });
+const signed = x => `${x > 0 ? "+" : ""}${short(x)}`;
 function talk(messages) {  // a conversation: what the model writes, and the environment's replies, folded
   let before = null, count = 0;
   return messages.flatMap(m => {
     if (m.role !== "assistant") return [make("details", {class: "reply"}, make("summary", {}, `reply: ${m.text.slice(0, 60)}`),
       make("p", {class: "text"}, m.text))];
-    const label = make("small", {}, `model, message ${++count}`);
+    const earned = m.advantage === undefined ? "" : `, advantage ${signed(m.advantage)}`;
+    const label = make("small", {}, `model, message ${++count}${earned}`);
     const out = [make("p", {class: "text message"}, label, m.text || "(empty)")];
     if (m.tokens) {
       const p = Math.exp(m.logp.reduce((sum, l) => sum + l, 0) / m.logp.length);
-      const gain = before === null ? "" : `, gain of the message before ${p >= before ? "+" : ""}${short(p - before)}`;
+      const gain = before === null ? "" : `, gain of the message before ${signed(p - before)}`;
       before = p;
       out.push(answer(m, m.logp, `before message ${count}, probability ${short(p)} a token (geometric mean)${gain}`));
     }
@@ -85,7 +87,7 @@ function chainCard(group, c) {
   more.ontoggle = () => { unfolded = more.open; };
   return make("article", {class: "card chain"},
     make("header", {}, make("span", {}, "reward ", make("strong", {}, short(c.reward))),
-      make("span", {class: sign}, `advantage ${c.advantage > 0 ? "+" : ""}${short(c.advantage)}`),
+      make("span", {class: sign}, `advantage${c.messages?.some(m => "advantage" in m) ? " of the outcome" : ""} ${signed(c.advantage)}`),
       c.truncated ? make("span", {class: "bad"}, c.messages ? "never ended" : "never opened the answer") : null),
     ...(c.messages ? talk(c.messages) : [
       make("p", {class: "text"}, body.trim() || "(empty)", make("span", {class: "tag"}, tag),

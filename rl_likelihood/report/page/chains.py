@@ -101,6 +101,8 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     for message in row["messages"]:
         messages.append(dict(message))
         if message["role"] == "assistant":
+            if "turn_advantage" in row:
+                messages[-1]["advantage"] = row["turn_advantage"][turn]
             at = [i for i, k in enumerate(row["answer_turn"]) if k == turn]
             of = {name: [row[name][i] for i in at] for name in ("answer_tokens", "scored", "answer_logp")}
             if at:

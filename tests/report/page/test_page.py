@@ -333,12 +333,17 @@ def test_a_conversation_s_messages_are_labelled_and_their_gain_is_named():
     )
     of = {"tokens": ["a"], "scored": [True]}
     messages = [
-        {"role": "assistant", "text": "first", **of, "logp": [math.log(0.25)]},
+        {"role": "assistant", "text": "first", **of, "logp": [math.log(0.25)], "advantage": 0.3},
         {"role": "environment", "text": "reply"},
         {"role": "assistant", "text": "second", **of, "logp": [math.log(0.75)]},
     ]
     call = f"talk({json.dumps(messages)}).join('\\n')"
-    lines = in_node("chains.js", "function talk(", "function verdicts(", stand_ins, call).splitlines()
-    assert "message 1" in lines[0] and "first" in lines[0] and "message 2" in lines[3] and "second" in lines[3]
+    lines = in_node("chains.js", "const signed", "function verdicts(", stand_ins, call).splitlines()
+    assert (
+        "message 1, advantage +0.30" in lines[0]
+        and "first" in lines[0]
+        and "message 2" in lines[3]
+        and "second" in lines[3]
+    )
     assert "0.25" in lines[1] and "gain" not in lines[1]
     assert "0.75" in lines[4] and "gain of the message before +0.50" in lines[4]
