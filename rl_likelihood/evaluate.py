@@ -23,16 +23,25 @@ from typing import Any
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 
 from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.cli.summary import evaluation_text
 from rl_likelihood.config import build, differences, flatten
 from rl_likelihood.datasets.sources import DataConfig, resolve_prompt
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
+from rl_likelihood.model.decoder import Params
 from rl_likelihood.run_model import param_shardings, run_on
-from rl_likelihood.runtime import bucket, checkpoint, distributed, run_files
+from rl_likelihood.runtime import bucket, checkpoint, checksums, distributed, run_files
 from rl_likelihood.runtime.devices import make_devices
-from rl_likelihood.runtime.workdir import CONFIG, has_examples, keep_date, pinned_date, read_config
+from rl_likelihood.runtime.workdir import (
+    CONFIG,
+    digest_of_beginning,
+    has_examples,
+    keep_date,
+    pinned_date,
+    read_config,
+)
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import INTERRUPTED, UserError
 from rl_likelihood.task import checkpoint_model, load, load_model
@@ -86,7 +95,7 @@ def run(c: Config, workdir: Path | None, step: int | None, folder: Path | None) 
     saved_model = checkpoint_model(c, workdir, *saved[:3]) if workdir and saved else None
     # The metric `copied` compares answers with the training texts.
     task, params = load(c, training=c.eval.texts != "none", mesh=devices.learner, saved_model=saved_model)
-    initial = load_model(c, devices.learner)[1] if c.eval.by_initial else None
+    initial = initial_model(c, workdir, devices.learner) if workdir is not None and c.eval.by_initial else None
     if workdir is not None:
         sharding_of = functools.partial(param_shardings, devices.learner)
         model, params, step, _ = checkpoint.restore_params(workdir, step, sharding_of)
@@ -109,6 +118,32 @@ def run(c: Config, workdir: Path | None, step: int | None, folder: Path | None) 
     if folder is not None:
         run_files.append(folder / run_files.EVAL, row)
     print(json.dumps(row) if flags.FLAGS.json or not sys.stdout.isatty() else evaluation_text(row))
+
+
+def initial_model(c: Config, workdir: Path, mesh: Mesh) -> Params:
+    """The model that the run began with: from the workdir if it is there, else the config's. UserError if that is
+    another one."""
+    meta = checkpoint.describe(workdir)[3]
+    if (workdir / checkpoint.INITIAL).is_dir() and not meta["config"]["warm_start.steps"]:
+        sharding_of = functools.partial(param_shardings, mesh)
+        return checkpoint.restore_params(workdir / checkpoint.INITIAL, at=sharding_of)[1]
+    params, known = load_model(c, mesh)[1], digest_of_beginning(workdir)
+    name = model_name(c.model.path, c.model.preset, c.seed)
+    if not known:
+        tell(f"warning: {workdir} is of an older version; {name} is taken for the model that it began with")
+    elif known != checksums.digest(params):
+        old = meta["config"]
+        began = model_name("" if old["model.preset"] else meta["model_path"], old["model.preset"], old["seed"])
+        raise UserError(
+            f"eval.by_initial compares with the model that {workdir} began with, which {name} is not; give that model, "
+            f"{began}"
+        )
+    return params
+
+
+def model_name(path: str, preset: str, seed: int) -> str:
+    """The settings that name a model."""
+    return f"model.path = {path}" if path else f"model.preset = {preset} with seed = {seed}"
 
 
 def data_name(data: DataConfig) -> str:

@@ -49,10 +49,10 @@ from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, using
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.signals import StopRequest
-from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim, keep_inputs, write_config
+from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim, keep_inputs, pinned_date, write_config
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState, UserError
-from rl_likelihood.task import load, load_model, load_tokenizer
+from rl_likelihood.task import Model, checkpoint_model, load, load_model, load_tokenizer
 from rl_likelihood.training.comparisons import digest, encode, load_comparisons, scores_of
 from rl_likelihood.training.session import failure_in_status
 
@@ -67,7 +67,7 @@ class Setup:
     workdir: Path
     reader: Reader
     model: ModelConfig
-    model_path: str
+    model_path: str  # of the model that the run began with
     train: list[Comparison]
     heldout: list[Comparison]
     run: Any  # the jitted judge of evaluations
@@ -141,22 +141,30 @@ def reward_model(c: Config, workdir: Path, only_evaluate: bool = False, force: b
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock(workdir))
         claim(workdir, c, force)
-        keep_inputs(workdir, "", {"questions": digest(train, heldout)}, force)
+        date = pinned_date(workdir, c.prompt.date)
+        keep_inputs(workdir, date, {"questions": digest(train, heldout)}, force)
         write_config(workdir, c)
+        c = dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
         devices = make_devices(c)
-        reader, eos_ids = reader_for(c, [r.prompt for r in (*train, *heldout)])
-        model, params, path = load_model(c, devices.learner)
-        if path != BYTES and not (workdir / TOKENIZER).exists():
-            tokenizer.save_tokenizer(reader.tokenizer, workdir / TOKENIZER, eos_ids)
+        saved = None if checkpoint.latest_step(workdir) is None else checkpoint.describe(workdir)
+        saved_model = saved and checkpoint_model(c, workdir, *saved[:3])
+        reader, eos_ids = reader_for(c, saved_model, [r.prompt for r in (*train, *heldout)])
+        model, params, path = saved_model or load_model(c, devices.learner)
+        if path != BYTES:
+            tokenizer.keep_tokenizer(reader.tokenizer, workdir / TOKENIZER, eos_ids)
+        path = saved[2] if saved else path
         setup = Setup(c, workdir, reader, model, path, train, heldout, make_judge(Judge("reward_model", model)))
         say(f"{len(train)} comparisons to train on, {len(heldout)} held out")
         return _learn(setup, devices, params, stack, only_evaluate)
 
 
-def reader_for(c: Config, questions: list[str]) -> tuple[Reader, tuple[int, ...]]:
-    """(the reader of the config's model, the ids that end a text). UserError, before weights are read, for a template,
-    too few positions, or a question that is too long."""
-    model, path = (random_model(c.model.preset), BYTES) if c.model.preset else describe_decoder(c.model.path)
+def reader_for(c: Config, saved: Model | None, questions: list[str]) -> tuple[Reader, tuple[int, ...]]:
+    """(the reader of the `checkpoint_model` or else the config's model, the ids that end a text). UserError, before
+    weights are read, for a template, too few positions, or a question that is too long."""
+    if saved:
+        model, _, path = saved
+    else:
+        model, path = (random_model(c.model.preset), BYTES) if c.model.preset else describe_decoder(c.model.path)
     text, eos_ids = load_tokenizer(path, c.judge.template, "judge.template")
     if c.judge.max_prompt + c.judge.max_row > model.max_position:
         raise UserError(
@@ -164,7 +172,7 @@ def reader_for(c: Config, questions: list[str]) -> tuple[Reader, tuple[int, ...]
             f"{model.max_position} positions of the model; lower one"
         )
     vocab = tokenizer.vocab_bytes(text, model.vocab_size)
-    reader = Reader(text, vocab, SCORE, c.judge.max_prompt, c.judge.max_row)
+    reader = Reader(text, vocab, SCORE._replace(date=c.prompt.date), c.judge.max_prompt, c.judge.max_row)
     judged_text.refuse_template(reader)
     judged_text.refuse_long(reader, questions)
     return reader, eos_ids

@@ -59,8 +59,8 @@ Model = tuple[ModelConfig, Params, str]
 @dataclasses.dataclass(frozen=True)
 class Task:
     """The fixed inputs of a run. `train`, `heldout`: questions in ids. `fast`: the questions of evaluations during
-    training; empty if these use `heldout`. `model_path`: where weights and tokenizer came from. `data_line`: a summary
-    of the data in words."""
+    training; empty if these use `heldout`. `model_path`: where the tokenizer came from, and a new run's weights.
+    `data_line`: a summary of the data in words."""
 
     config: Config
     model: ModelConfig

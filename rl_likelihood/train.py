@@ -24,7 +24,7 @@ from rl_likelihood.cli.summary import summary
 from rl_likelihood.config import build, describe, flatten
 from rl_likelihood.data.byte_tokenizer import BYTES
 from rl_likelihood.data.prompts import digest_of_ids
-from rl_likelihood.data.tokenizer import save_tokenizer
+from rl_likelihood.data.tokenizer import keep_tokenizer
 from rl_likelihood.datasets.questions import digest, digest_of_files
 from rl_likelihood.learner.adversarial import init_run_state, run_state_shardings
 from rl_likelihood.learner.optimizer import make_optimizer
@@ -43,7 +43,7 @@ from rl_likelihood.rollouts.resample import LearnerFilter
 from rl_likelihood.rollouts.samples import write_samples
 from rl_likelihood.rollouts.source import Source, make_source
 from rl_likelihood.run_model import param_shardings
-from rl_likelihood.runtime import bucket, checkpoint, distributed, run_files
+from rl_likelihood.runtime import bucket, checkpoint, checksums, distributed, run_files
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, make_devices
 from rl_likelihood.runtime.disk import checkpoint_config, drop_optimizer, lost_optimizer
@@ -52,6 +52,7 @@ from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.profile import Profile
 from rl_likelihood.runtime.signals import Stopped, StopRequest
 from rl_likelihood.runtime.workdir import (
+    BEGINNING,
     EXAMPLES,
     INITIAL,
     TOKENIZER,
@@ -127,7 +128,7 @@ def run(c: Config, workdir: Path, force: bool = False, copy: bucket.Copy | None 
         stop = StopRequest()
         try:
             with failure_in_status(writer):
-                session = Session(workdir, writer, stop, original, force, copy)
+                session = Session(workdir, writer, stop, original, force, copy, saved[2] if saved else "")
                 step, finished = resume or 0, has_ended(workdir, resume, c.train.steps, old_status)
                 if not finished:
                     if c.reward.judged:
@@ -172,7 +173,7 @@ def learn(c: Config, session: Session, resume: int | None, saved_model: Model | 
     task, params = load(c, mesh=devices.learner, saved_model=saved_model)
     judge = judge_of(task, devices, session.workdir) if c.reward.judged else None
     announce(task, devices, session.workdir, resume)
-    keep_inputs_of_run(task, session)
+    keep_inputs_of_run(task, session, checksums.digest(params) if resume is None else "")
     r, keep, optimizer = open_run(session, task, devices), checkpoint_config(c.train), make_optimizer(c.optimizer)
     try:
         from_state = start if resume is None else resumed
@@ -259,23 +260,27 @@ def next_batch(
         raise failed.__cause__ or failed from None
 
 
-def keep_inputs_of_run(task: Task, session: Session) -> None:
+def keep_inputs_of_run(task: Task, session: Session, model: str = "") -> None:
     """Saves the tokenizer and digests of the inputs in the workdir. So the workdir does not need the model's folder,
-    and a resumed run notices changed data, prompts or code. A run that is accepted takes its bucket over."""
+    and a resumed run notices changed data, prompts or code. A run that is accepted takes its bucket over. `model`: the
+    digest of a new run's parameters."""
 
     def keep() -> str:
-        c, sides = task.config, [[row.example for row in rows] for rows in (task.train, task.heldout)]
-        digests = {"questions": digest(*sides), "prompts": digest_of_ids([*task.train, *task.heldout, *task.fast])}
+        c = task.config
+        rows, held = ([row.example for row in side] for side in (task.train, task.heldout))
+        digests = {
+            "questions": digest(rows, held, ids=False),
+            "prompts": digest_of_ids([*task.train, *task.heldout, *task.fast]),
+        }
         digests |= {"code": digest_of_files(c.reward.file, c.env.file, c.rubric.path), EXAMPLES: digest_of_examples(c)}
+        digests |= {BEGINNING: model} if model else {}
         try:
-            keep_inputs(session.workdir, c.prompt.date, digests, session.force)
+            keep_inputs(session.workdir, c.prompt.date, digests, session.force, {"questions": digest(rows, held)})
         except OtherInputs as error:
             return str(error)
         write_config(session.workdir, session.given)
-        if task.model_path != BYTES and not (session.workdir / TOKENIZER).exists():
-            part = session.workdir / f"{TOKENIZER}.part"
-            save_tokenizer(task.tokenizer, part, task.fmt.eos_ids)
-            part.rename(session.workdir / TOKENIZER)
+        if task.model_path != BYTES:
+            keep_tokenizer(task.tokenizer, session.workdir / TOKENIZER, task.fmt.eos_ids)
         return ""
 
     if refused := distributed.by_first(keep):

@@ -3,6 +3,7 @@
 import importlib
 import math
 import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -204,19 +205,26 @@ def test_one_sided_clips_stay_one_sided():
 
 
 def numeric_fields():
-    return [(name, item.metadata["bounds"]) for name, (kind, item) in all_fields().items() if kind in (int, float)]
+    """(name, whether the field is a list, type of a number, bounds) of every field of numbers."""
+    kinds = [
+        (name, typing.get_args(kind), kind, item.metadata["bounds"]) for name, (kind, item) in all_fields().items()
+    ]
+    every = [(name, bool(inner), inner[0] if inner else kind, bounds) for name, inner, kind, bounds in kinds]
+    return [row for row in every if row[2] in (int, float)]
 
 
-@pytest.mark.parametrize("name, bounds", numeric_fields(), ids=[name for name, _ in numeric_fields()])
-def test_a_number_that_is_not_finite_or_out_of_bounds_is_refused_by_name(name, bounds):
-    c = tree()
-    kind = type(get(c, name))
+def test_lists_of_numbers_are_among_the_numeric_fields():
+    assert {name for name, is_list, *_ in numeric_fields() if is_list} == {"reward.base_rl", "report.profile"}
+
+
+@pytest.mark.parametrize("name, is_list, kind, bounds", numeric_fields(), ids=[row[0] for row in numeric_fields()])
+def test_a_number_that_is_not_finite_or_out_of_bounds_is_refused_by_name(name, is_list, kind, bounds):
     wrong = {"least": -1, "most": 1, "above": 0, "below": 0, "zero_or": -0.5e-3}
     values = [kind(limit + wrong[bound]) for bound, limit in bounds.items()]
     for value in values + ([math.nan, math.inf, -math.inf] if kind is float else []):
         c = tree()
-        c.update_from_flattened_dict({name: value})
-        with pytest.raises(UserError, match=re.escape(f"{name} is {value}")):
+        c.update_from_flattened_dict({name: (value,) if is_list else value})
+        with pytest.raises(UserError, match=re.escape(f"{name}{'[0]' * is_list} is {value}")):
             fields.read(Config, c)
 
 

@@ -1,12 +1,13 @@
 """Runs with LoRA: what they keep, resume and export."""
 
+import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from rl_likelihood.export import export_adapters
+from rl_likelihood.export import export, export_adapters, refuse_workdir
 from rl_likelihood.model.lora import LoraConfig, as_base, merged
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.shapes import UserError
@@ -64,6 +65,23 @@ def test_a_run_on_an_int8_base_resumes_and_is_read_as_the_model_that_was_trained
 def test_a_run_starts_from_the_model_of_another_s_adapters(unbroken, tmp_path):
     run(tmp_path / "next", model__preset="", model__path=str(unbroken), train__steps=1, eval__prompts=0)
     assert len(run_files.read(tmp_path / "next" / "metrics.jsonl")) == 1
+
+
+def test_a_resumed_run_knows_the_folder_of_the_model_that_it_began_with(unbroken, tmp_path):
+    folder, workdir, out = tmp_path / "model", tmp_path / "run", tmp_path / "out"
+    cfg, params, _, path = checkpoint.restore_params(unbroken / "initial")
+    export(cfg, params, path, folder)
+    of_folder = {"model__preset": "", "model__path": str(folder), "eval__prompts": 0}
+    run(workdir, **LORA, **of_folder)
+    shutil.rmtree(workdir / "checkpoints" / "3")
+    run(workdir, **LORA, **of_folder)
+    cfg, adapters, step, path = checkpoint.restore_params(workdir, alone=True)
+    assert step == 3 and path == str(folder)
+    with pytest.raises(UserError, match="the folder that the run started from"):
+        refuse_workdir(folder, workdir, path)
+    export_adapters(workdir, cfg, adapters, out)
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder)
+    assert not (out / "base").exists()
 
 
 def test_adapters_of_a_run_without_any_are_refused(tmp_path):

@@ -19,7 +19,7 @@ from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.reward_model import reader_for, reward_model
 from rl_likelihood.rollouts.local_judge import HEAD, load_head, local_judge, save_head
 from rl_likelihood.run_model import random_model
-from rl_likelihood.runtime import run_files
+from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.workdir import keep_inputs, write_config
 from rl_likelihood.shapes import UserError
 from rl_likelihood.training.comparisons import digest, encode, load_comparisons
@@ -100,8 +100,28 @@ def test_it_trains_resumes_and_judges(tmp_path):
         local_judge(str(run), SCORE, 40, 20)
 
 
+def test_its_workdir_travels_without_its_model(tmp_path):
+    data, folder, run = write(tmp_path / "rows.jsonl"), tmp_path / "model", tmp_path / "run"
+    model, text = random_model("nano"), byte_tokenizer()
+    files.save(folder, model, random_params(model, seed=4, scale=0.1))
+    text.chat_template = '{{ strftime_now("%d %b") }}' + text.chat_template
+    save_tokenizer(text, folder)
+    c = config(data, model__preset="", model__path=str(folder), prompt__date="2024-02-29")
+    out = reward_model(c, run)
+    assert not list(run.glob("*.part"))
+    shutil.rmtree(folder)
+    # The date is kept too: with another one the scores would differ.
+    c = config(data, model__preset="", model__path=str(folder))
+    write_config(run, c)
+    again = reward_model(c, run, only_evaluate=True)
+    assert (again["pair_accuracy"], again["nll"]) == (out["pair_accuracy"], out["nll"])
+    shutil.rmtree(run / "checkpoints" / "4")
+    assert reward_model(c, run)["nll"] == out["nll"]
+    assert checkpoint.describe(run)[2] == str(folder)
+
+
 def test_a_long_answer_is_counted_once_beside_questions_with_more_answers(tmp_path):
-    reader, _ = reader_for(config(write(tmp_path / "rows.jsonl")), ["a?"])
+    reader, _ = reader_for(config(write(tmp_path / "rows.jsonl")), None, ["a?"])
     rows = [Comparison("1", "a?", ("b", "x" * 99), (0.0,) * 2), Comparison("2", "c?", tuple("defgh"), (0.0,) * 5)]
     batch, cut = encode(reader, rows, 5)
     assert cut == 1 and batch.present.sum(1).tolist() == [2, 5]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from jinja2 import TemplateError
 
+from rl_likelihood.data import prompts
 from rl_likelihood.data.token_ids import ids_after_text, ids_of, name_of, padded
 from rl_likelihood.fields import field
 from rl_likelihood.shapes import Example, Judged, UserError
@@ -71,12 +72,14 @@ class Form(NamedTuple):
 
     `ask`: the user's message, with {question} and {answers}; "" means a conversation of question and answer, as reward
     models read it. `pieces`: the texts before, between and after the answers. `words`: the replies whose probabilities
-    are compared, best first; () for a reward model, whose value head gives the number.
+    are compared, best first; () for a reward model, whose value head gives the number. `date`: for templates that print
+    today's date.
     """
 
     ask: str
     pieces: tuple[str, ...]
     words: tuple[str, ...] = ()
+    date: str = ""
 
     def asking(self, question: str) -> str:
         """The user's message, with a mark where the answers stand."""
@@ -295,7 +298,7 @@ def _rendered(reader: Reader, question: str) -> _Rendered:
         if reader.render:
             text = reader.render(form.asking(question))
         else:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=bool(form.ask))
+            text = prompts.rendered(tokenizer, messages, form.date, unanswered=bool(form.ask))
     except TemplateError as e:
         raise UserError(f"{names.model}: the chat template of {name_of(tokenizer)} refuses a question ({e})") from e
     before, marker, after = text.rpartition(_ANSWERS)

@@ -186,10 +186,15 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, cfg: PromptConf
     return text if text.rstrip().endswith(cfg.think_open) else text + cfg.think_open
 
 
-def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], date: str) -> str:
-    """Messages as text by the chat template, up to the beginning of the model's message. `date`: PromptConfig.date."""
+def rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], date: str, unanswered: bool = True
+) -> str:
+    """Messages as text by the chat template, if `unanswered` up to the beginning of the model's message. `date`:
+    PromptConfig.date."""
     template = _template_at(tokenizer, date)
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, chat_template=template)
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=unanswered, chat_template=template
+    )
 
 
 def prints_date(tokenizer: PreTrainedTokenizerBase) -> bool:

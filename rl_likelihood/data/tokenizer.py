@@ -188,6 +188,14 @@ def save_tokenizer(
         raise UserError(f"{path}: cannot be written ({why}); free some space or choose another folder") from e
 
 
+def keep_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, stop: tuple[int, ...]) -> None:
+    """Writes a tokenizer to a new folder, which appears whole or not at all. An existing one is kept."""
+    if not folder.exists():
+        part = folder.with_name(f"{folder.name}.part")
+        save_tokenizer(tokenizer, part, stop)
+        part.rename(folder)
+
+
 def eos_ids(tokenizer: PreTrainedTokenizerFast, model_path: str | os.PathLike) -> tuple[int, ...]:
     """The ids that end a text: the tokenizer's eos, then those of generation_config.json, or else of config.json.
 

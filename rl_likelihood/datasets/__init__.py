@@ -8,7 +8,7 @@ import pkgutil
 from rl_likelihood.datasets.common import DataSet
 
 # Modules that work on data sets. They read DATASETS, so it cannot be made from them.
-_TOOLS = {"common", "documents", "files", "prepare", "procedural", "questions", "sources", "splitting"}
+_TOOLS = {"common", "documents", "files", "prepare", "procedural", "questions", "settings", "sources", "splitting"}
 
 
 def _data_sets() -> dict[str, DataSet]:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rl_likelihood.data.records import Location
+from rl_likelihood.datasets.questions import group_key, variant_key
 from rl_likelihood.fields import field
 from rl_likelihood.shapes import Example, UserError
 
@@ -78,23 +79,46 @@ def works_of(id: str, text: str, cfg: DocumentConfig, seed: int) -> tuple[list[l
 
 
 def read_documents(
-    located: Iterable[tuple[Location, Any]], folder: str, cfg: DocumentConfig, seed: int, skip_bad_rows: bool
-) -> tuple[list[list[Example]], list[str]]:
-    """The questions of each work, and what is wrong with other rows or parts of them ("file:line: reason").
+    located: Iterable[tuple[Location, Any]],
+    folder: str,
+    cfg: DocumentConfig,
+    seed: int,
+    skip_bad_rows: bool,
+    texts: dict[str, str],
+) -> tuple[list[list[Example]], list[str], list[str]]:
+    """The questions of each work, what is wrong with other rows or parts of them ("file:line: reason"), and the
+    documents that are left out because their text is in `texts`, in words.
 
-    The first that is wrong is refused unless `skip_bad_rows`.
+    The first that is wrong is refused unless `skip_bad_rows`. `texts`: the texts that were read, and where; these are
+    added.
     """
-    documents, bad = [], []
+    documents, bad, again = [], [], []
     for location, record in located:
         problem = _problem(record, cfg)
-        works, problems = [], [problem]
+        works, problems = [], [problem] if problem else []
         if not problem:
+            where = f"{folder}{location}"
+            first = texts.setdefault(variant_key(record[cfg.column]), where)
+            if first is not where:
+                again.append(f"{where} is the text of {first} again")
+                continue
             works, problems = works_of(str(record.get("id", location.id)), record[cfg.column], cfg, seed)
         documents += works
         bad += [f"{folder}{location}: {reason}" for reason in problems]
         if bad and not skip_bad_rows:
             raise UserError(f"{bad[0]}; mend the row, or leave such rows out with --config.data.skip_bad_rows=True")
-    return documents, bad
+    return documents, bad, again
+
+
+def distinct_works(works: list[list[Example]]) -> tuple[list[list[Example]], list[str]]:
+    """The works without questions that an earlier work asks, or variants of them, and those questions in words."""
+    first: dict[str, tuple[int, Example]] = {}
+    left, again = [], []
+    for number, rows in enumerate(works):
+        found = [(row, first.setdefault(group_key(row), (number, row))) for row in rows]
+        again += [f"{row.id} asks what {same.id} does" for row, (work, same) in found if work != number]
+        left.append([row for row, (work, _) in found if work == number])
+    return [rows for rows in left if rows], again
 
 
 def _problem(record: Any, cfg: DocumentConfig) -> str:

@@ -57,6 +57,16 @@ def group_key(example: Example) -> str:
     return "\n".join(variant_key(content) for _, content in example.messages) or variant_key(example.prompt)
 
 
+def single_turn(example: Example) -> bool:
+    """Whether the question is one message, perhaps after system messages. Only such questions are worked examples."""
+    return sum(role != "system" for role, _ in example.messages) <= 1 and '"environment"' not in example.check
+
+
+def worked_key(example: Example) -> str:
+    """The `group_key` of the question as a worked example shows it: without system messages."""
+    return variant_key(example.prompt) if single_turn(example) else group_key(example)
+
+
 def worked_groups(shown: Shots, tasks: Iterable[str]) -> set[str]:
     """Questions that prompts may show: the user's own worked examples, and those of the rows' tasks."""
     built_in = (shot for task in set(tasks) for shot in WORKED_EXAMPLES.get(task, ()))
@@ -78,11 +88,18 @@ def distinct(
     return list(first.values()), repeats
 
 
-def without(rows: Sequence[Example], groups: Collection[str], what: str) -> tuple[list[Example], list[str]]:
-    """The rows in none of the groups, and the others in words. `what` is what those groups ask."""
-    inside = [group_key(row) in groups for row in rows]
+def without(
+    rows: Sequence[Example], groups: Collection[str], what: str, key: Callable[[Example], str] = group_key
+) -> tuple[list[Example], list[str]]:
+    """The rows in none of the groups, and the others in words. `what`: what those groups ask. `key`: a row's group."""
+    inside = [key(row) in groups for row in rows]
     removed = [f"{row.id} asks {what}, or a variant of it" for row, out in zip(rows, inside, strict=True) if out]
     return [row for row, out in zip(rows, inside, strict=True) if not out], removed
+
+
+def without_worked(rows: Sequence[Example], worked: Collection[str]) -> tuple[list[Example], list[str]]:
+    """The rows that ask none of `worked_groups`, and the others in words."""
+    return without(rows, worked, "a worked example", worked_key)
 
 
 def by_group(rows: Sequence[Example]) -> dict[str, list[Example]]:
@@ -112,9 +129,10 @@ def hash_of(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def digest(train: Sequence[Example], heldout: Sequence[Example]) -> str:
-    """Identifies the questions of a run: sha256 of every field of every example, in order."""
-    sides = [[list(vars(row).values()) for row in rows] for rows in (train, heldout)]
+def digest(train: Sequence[Example], heldout: Sequence[Example], ids: bool = True) -> str:
+    """Identifies the questions of a run: sha256 of every field of every example, in order. Without `ids` a file may be
+    renamed, because ids that the rows do not give are made of its name."""
+    sides = [[list(vars(row).values())[0 if ids else 1 :] for row in rows] for rows in (train, heldout)]
     return hashlib.sha256(json.dumps(sides).encode()).hexdigest()
 
 

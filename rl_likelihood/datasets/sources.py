@@ -6,19 +6,28 @@ No held-out question, nor a variant of one, is a training question, and none of 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rl_likelihood.data import prepared
-from rl_likelihood.data.own_rows import Columns, read_rows
+from rl_likelihood.data.own_rows import read_rows
 from rl_likelihood.data.prompts import PromptConfig
 from rl_likelihood.data.records import SUFFIXES, Location
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
 from rl_likelihood.datasets import files, procedural, questions
 from rl_likelihood.datasets.common import Files
-from rl_likelihood.datasets.documents import DocumentConfig, read_documents, sides
+from rl_likelihood.datasets.documents import distinct_works, read_documents, sides
 from rl_likelihood.datasets.procedural import PRESETS
-from rl_likelihood.datasets.questions import by_group, distinct, group_key, hold_out, named, variant_key, without
-from rl_likelihood.fields import field
+from rl_likelihood.datasets.questions import (
+    by_group,
+    distinct,
+    group_key,
+    hold_out,
+    named,
+    question_key,
+    variant_key,
+    without,
+)
+from rl_likelihood.datasets.settings import DataConfig, LoadReport
 from rl_likelihood.shapes import Example, UserError
 
 # After this many draws in a row without a new question a procedural task counts as exhausted.
@@ -29,62 +38,6 @@ TEXTS = Files(
     fetch="text files, one work in each, or rows with a text",
     patterns=("*.txt", "*.txt.gz", *(f"*{suffix}{gz}" for suffix in SUFFIXES for gz in ("", ".gz"))),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which questions a run has."""
-
-    source: Literal["reasoning_gym", "files", "jsonl", "prepared", "documents"] = field(
-        "reasoning_gym",
-        "reasoning_gym: generated tasks; files: your own rows (jsonl is its old name); prepared: a folder that "
-        "rl_likelihood.datasets.prepare wrote; documents: plain texts, cut into prompt and answer (docs/writing.md)",
-    )
-    tasks: tuple[str, ...] = field(
-        ("basic_arithmetic",),
-        'reasoning_gym: one_operation, basic_arithmetic, chain_sum, or any of its data sets, as "leg_counting" or '
-        '"leg_counting(min_animals=1)"',
-    )
-    train_path: str = field(
-        "",
-        "files: JSON lines, a JSON array, parquet, each also .gz, a folder or archive of such, or a data set of the "
-        "Hugging Face hub, hf:owner/name[@revision][/folder]; prepared: the folder",
-    )
-    heldout_path: str = field("", "files: the held-out rows; empty: a split of train_path, or else some of its rows")
-    train_split: str = field("", "which split to train on, if there are several; empty: train")
-    heldout_split: str = field("", "which split to hold out; empty: validation, or test if there is no validation")
-    fast_split: str = field("", "prepared: another split for the fast evaluations during training")
-    prompt_column: str = field("prompt", "files: the field with the question, or with a conversation")
-    answer_column: str = field("answer", "files: the field with the reference answer, text or a number")
-    chain_column: str = field("chain", "files: the field with a chain of thought, for fine-tuning and worked examples")
-    train_size: int = field(-1, "training questions; 0: all; -1: 2,000 of reasoning_gym, all of the others", least=-1)
-    heldout_size: int = field(
-        -1,
-        "held-out questions; -1: 100 of reasoning_gym, all of a held-out file or split, or a tenth of the training "
-        "rows and at most 100; 0: none of the training rows, all of the others",
-        least=-1,
-    )
-    seed: int = field(0, "seed of generated questions", least=0)
-    documents: DocumentConfig = DocumentConfig()
-    skip_bad_rows: bool = field(
-        False, "leave out bad or too long rows instead of refusing them; they are counted and named"
-    )
-
-    @property
-    def columns(self) -> Columns:
-        """What the user's files call their fields."""
-        return Columns(self.prompt_column, self.answer_column, self.chain_column)
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadReport:
-    """Rows that were read or drawn, and why some of them are in neither set."""
-
-    rows: int
-    duplicates: int  # the same question again within its set
-    overlap_removed: int  # training rows that ask a held-out question or a variant, rows that ask a worked example
-    bad_rows: tuple[str, ...] = ()  # "file:line: reason"
-    removed: tuple[str, ...] = ()  # the duplicates and overlaps of files, each in words
 
 
 Loaded = tuple[list[Example], list[Example], LoadReport]
@@ -115,14 +68,15 @@ def load_fast(cfg: DataConfig, shown: Shots = ()) -> list[Example]:
         )
     if cfg.fast_split == (cfg.train_split or "train"):
         raise UserError(f"data.fast_split is {cfg.fast_split!r}, which is trained on; name another split")
-    return without(prepared.read(cfg.train_path, cfg.fast_split), questions.worked_groups(shown, ()), "")[0]
+    rows = prepared.read(cfg.train_path, cfg.fast_split)
+    return questions.without_worked(rows, questions.worked_groups(shown, ()))[0]
 
 
 def resolve_prompt(prompt: PromptConfig, cfg: DataConfig, most: int) -> PromptConfig:
     """The prompt's settings with the texts of the files that they name: instruction and worked examples.
 
     `most` is the largest number of worked examples in any prompt of the run. Without `examples_path` prompts show those
-    of the data's own tasks, or the first training rows that have a chain.
+    of the data's own tasks, or the first single-turn training rows that have a chain.
     """
     instruction = prompt.instruction
     if prompt.instruction_path:
@@ -151,11 +105,12 @@ def _own_examples(path: str, cfg: DataConfig, most: int) -> Shots:
         rows = prepared.read(cfg.train_path, train) if train in prepared.splits(cfg.train_path) else []
     else:
         rows = read_rows(_sides(cfg)[0], _folder(cfg.train_path), cfg.columns, cfg.skip_bad_rows)[0]
-    shots = tuple((row.prompt, row.chain, row.answer) for row in rows if row.chain)[:most]
+    rows = [row for row in rows if row.chain and questions.single_turn(row)]
+    shots = tuple((row.prompt, row.chain, row.answer) for row in rows[:most])
     if path and len(shots) < most:
         raise UserError(
-            f"prompt.examples_path = {path} has {len(shots)} rows with a chain, but {most} worked examples are asked "
-            f"for; add rows, or set prompt.examples and warm_start.examples to at most {len(shots)}"
+            f"prompt.examples_path = {path} has {len(shots)} single-turn rows with a chain, but {most} worked examples "
+            f"are asked for; add rows, or set prompt.examples and warm_start.examples to at most {len(shots)}"
         )
     return shots if len(shots) == most else ()
 
@@ -211,10 +166,10 @@ def _draw_split(cfg: DataConfig, split: str, size: int, excluded: set[str]) -> t
         dry = 0
         while len(chosen) < want:
             example = next(stream)
-            key = variant_key(example.prompt)
+            key = question_key(example.prompt)
             drawn += 1
             dry += 1
-            if key in excluded:
+            if variant_key(example.prompt) in excluded:
                 overlap += 1
             elif key in asked:
                 duplicates += 1
@@ -253,6 +208,11 @@ def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Loca
     """Records of `train_path` to train on, and those that its files name as held out; None if they name none."""
     if not cfg.train_path:
         raise UserError(f"data.train_path is empty; name {OWN.fetch} with --config.data.train_path=PATH")
+    if cfg.heldout_path and cfg.heldout_split:
+        raise UserError(
+            f"data.heldout_path is {cfg.heldout_path!r} and data.heldout_split {cfg.heldout_split!r}, but "
+            "held-out rows come from one of them; leave the other empty"
+        )
     by_split: dict[str, list[tuple[Location, Any]]] = {}
     for location, record in _located(cfg.train_path, "data.train_path"):
         by_split.setdefault(location.split, []).append((location, record))
@@ -283,8 +243,8 @@ def _load_files(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
     read = len(rows) + len(held)
     (rows, again), (held, again_held) = distinct(rows), distinct(held)
     worked = questions.worked_groups(shown, (row.task for row in (*rows, *held)))
-    rows, removed = without(rows, worked, "a worked example")
-    held, removed_held = without(held, worked, "a worked example")
+    rows, removed = questions.without_worked(rows, worked)
+    held, removed_held = questions.without_worked(held, worked)
     sides = [(rows, bad, cfg.train_path), (held, bad_held, held_path)][: 1 if located_held is None else 2]
     for side, unread, path in sides:
         if not side:
@@ -328,34 +288,43 @@ def _heldout_size(cfg: DataConfig, rows: int, groups: int) -> int:
 
 
 def _load_documents(cfg: DataConfig, training: bool) -> Loaded:
-    """Questions of plain texts. With one file, whole documents are held out."""
+    """Questions of plain texts. With one file, whole works are held out."""
     if not cfg.train_path:
         raise UserError("data.train_path is empty; name a file of documents with --config.data.train_path=PATH")
+    texts: dict[str, str] = {}
 
-    def read(path: str, name: str) -> tuple[list[list[Example]], list[str]]:
-        return read_documents(_located(path, name, TEXTS), _folder(path), cfg.documents, cfg.seed, cfg.skip_bad_rows)
+    def read(path: str, name: str) -> tuple[list[list[Example]], list[str], list[str]]:
+        records = _located(path, name, TEXTS)
+        works, bad, again = read_documents(records, _folder(path), cfg.documents, cfg.seed, cfg.skip_bad_rows, texts)
+        works, repeats = distinct_works(works)
+        return works, bad, again + repeats
 
-    documents, bad = read(cfg.train_path, "data.train_path")
+    # Held-out documents first, so that the same text is left out of the training documents.
+    held_works, bad_held, again_held = read(cfg.heldout_path, "data.heldout_path") if cfg.heldout_path else ([], [], [])
+    works, bad, again = read(cfg.train_path, "data.train_path")
+    overlap: list[str] = []
     if cfg.heldout_path:
-        held_documents, bad_held = read(cfg.heldout_path, "data.heldout_path")
-        train = [row for rows in documents for row in rows]
-        held = _first([row for rows in held_documents for row in rows], cfg, "heldout", cfg.heldout_path)
+        held = _first([row for rows in held_works for row in rows], cfg, "heldout", cfg.heldout_path)
+        groups = {group_key(row) for row in held}
+        train, overlap = without([row for rows in works for row in rows], groups, "a held-out question")
     else:
-        total, bad_held = sum(map(len, documents)), []
-        if training and len(documents) == 1 and cfg.heldout_size:
+        total = sum(map(len, works))
+        if training and len(works) == 1 and cfg.heldout_size:
             raise UserError(
                 f"{cfg.train_path} holds one work, and a work is on one side of a split; add works, give "
                 "data.heldout_path, or set data.heldout_size=0"
             )
         size = min(100, total // 10 or 1) if cfg.heldout_size < 0 else cfg.heldout_size
-        train, held = sides(documents, size, cfg.seed)
+        train, held = sides(works, size, cfg.seed)
     if training and not train:
         raise UserError(
             f"data.heldout_size = {len(held)} leaves no document of {cfg.train_path} to train on; add documents, give "
             "data.heldout_path, or lower it"
         )
     train = _first(train, cfg, "train", cfg.train_path) if training else []
-    return train, held, LoadReport(len(train) + len(held), 0, 0, (*bad, *bad_held))
+    merged = (*again, *again_held)
+    report = LoadReport(len(train) + len(held), len(merged), len(overlap), (*bad, *bad_held), (*merged, *overlap))
+    return train, held, report
 
 
 # ---------------------------------------------------------------------------------------- prepared
@@ -374,8 +343,8 @@ def _load_prepared(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
         )
     read = len(rows) + len(held)
     worked = questions.worked_groups(shown, ())
-    rows, removed = without(rows, worked, "a worked example")
-    held, removed_held = without(held, worked, "a worked example")
+    rows, removed = questions.without_worked(rows, worked)
+    held, removed_held = questions.without_worked(held, worked)
     train = _first(rows, cfg, "train", cfg.train_path) if training else []
     heldout = _first(held, cfg, "heldout", cfg.train_path)
     removed += removed_held

@@ -101,7 +101,9 @@ class RewardConfig:
     floor: float = field(
         -10.0, 'log-prob of each answer token after such a chain, with truncated="floor"', below=0, least=-1e6
     )
-    base_rl: tuple[float, ...] = field((1.0, 0.1, 0.0), "base_rl: right; wrong but in the format; not in the format")
+    base_rl: tuple[float, ...] = field(
+        (1.0, 0.1, 0.0), "base_rl: right; wrong but in the format; not in the format", least=-1e6, most=1e6
+    )
     baseline: Literal["none", "frozen", "live"] = field(
         "none",
         "model that scores the answer without a chain: the initial (frozen) or the current one (live); for rlpr, nrt, "

@@ -89,14 +89,14 @@ def refuse_judge(c: Config, workdir: Path) -> None:
 
 
 def form_for(c: Config) -> Form:
-    """The form of the judge's prompt for the config's reward, after judge.task."""
+    """The form of the judge's prompt for the config's reward, after judge.task, with the run's date."""
     critics = {"head": judged_text.SCORE, "label": judged_text.EXPERT, "raro": judged_text.CRITIQUE}
     others = {
         "adversarial": critics[c.adversarial.form],
         "pairwise": judged_text.BETTER,
         "rubric": form_of(c.rubric.aggregate),
     }
-    return others.get(c.reward.judged, judged_text.CORRECT).after(c.judge.task)
+    return others.get(c.reward.judged, judged_text.CORRECT).after(c.judge.task)._replace(date=c.prompt.date)
 
 
 def judge_of(task: Task, devices: Devices, workdir: Path) -> AnyJudge:

@@ -15,7 +15,7 @@ from rl_likelihood.data.judged_text import JUDGE, Form, Names, Reader
 from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, make_judge
 from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.runtime import checkpoint
-from rl_likelihood.runtime.workdir import tokenizer_path
+from rl_likelihood.runtime.workdir import kept_date, tokenizer_path
 from rl_likelihood.shapes import Judged, UserError
 from rl_likelihood.task import load_tokenizer
 from rl_likelihood.weights import assets, files
@@ -125,11 +125,12 @@ def reader_of(
 ) -> tuple[Reader, ModelConfig]:
     """(the reader, the architecture) of the model at `path`. It refuses everything that can be refused without weights.
 
-    A reward model (a folder with a value head) always scores one answer, whatever `form` is.
+    A reward model (a folder with a value head) always scores one answer, whatever `form` is. In its workdir is the date
+    that its template prints.
     """
     model, tokenizer_at = describe_decoder(path)
     if load_head(path) is not None:
-        form = judged_text.SCORE
+        form = judged_text.SCORE._replace(date=kept_date(Path(path)) or form.date)
     if max_prompt + max_row > model.max_position:
         raise UserError(
             f"{names.limits}max_prompt + {names.limits}max_row = {max_prompt + max_row}, more than the "

@@ -1,6 +1,8 @@
 """Checks that a checkpoint is read as it was saved, by checksums of arrays and a read of all files. Orbax notices
 missing and truncated files, but not a flipped bit."""
 
+import hashlib
+import json
 from typing import Any
 
 import jax
@@ -34,6 +36,12 @@ def checksum(x: jax.Array) -> jax.Array:
 def checksums(arrays: dict[str, Any]) -> dict[str, int]:
     """The checksum of each array. They are computed one by one, because a device may not hold all of them."""
     return {name: int(checksum(x)) for name, x in arrays.items()}
+
+
+def digest(params: Any) -> str:
+    """Identifies parameters, however they are sharded: sha256 of their checksums."""
+    named = {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(params)}
+    return hashlib.sha256(json.dumps(checksums(named)).encode()).hexdigest()
 
 
 def check_sums(sums: dict[str, int], saved: dict[str, dict]) -> None:

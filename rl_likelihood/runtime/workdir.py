@@ -26,6 +26,7 @@ DEPENDS = {
     "prompts": ("instruction, worked examples or tokenizer", ("prompt.instruction_path", "prompt.examples_path")),
     "code": ("a file of your own", ("reward.file", "env.file", "rubric.path")),
 }
+BEGINNING = "initial_model"  # the digest of the model that the run began with, for evaluations
 EXAMPLES = "examples"  # the digest of the worked examples in every prompt, for evaluations
 TOKENIZER = "tokenizer"  # folder with a copy of the tokenizer, because the model's files may move
 
@@ -103,11 +104,19 @@ def keep_date(folder: Path, date: str) -> None:
         replace(folder / INPUTS, json.dumps({"date": date, **inputs}) + "\n")
 
 
-def keep_inputs(workdir: Path, date: str, digests: dict[str, str], force: bool | None = None) -> None:
+def kept_date(workdir: Path) -> str:
+    """The date in the prompts of the workdir's run; "" if it has none."""
+    return _inputs(workdir).get("date", "")
+
+
+def keep_inputs(
+    workdir: Path, date: str, digests: dict[str, str], force: bool | None = None, former: dict[str, str] | None = None
+) -> None:
     """Saves the date and the digests of a run's inputs (DEPENDS). OtherInputs if one has changed since the first
-    results, unless `force`, as in `claim`."""
+    results, unless `force`, as in `claim`. `former`: the same inputs' digests as earlier versions wrote them."""
     old = _inputs(workdir) if has_results(workdir) else {}
-    changed = [name for name in DEPENDS if name in digests and old.get(name, digests[name]) != digests[name]]
+    same = lambda name: old.get(name) in (None, digests[name], (former or {}).get(name))
+    changed = [name for name in DEPENDS if name in digests and not same(name)]
     if changed and not force:
         description, paths = DEPENDS[changed[0]]
         raise OtherInputs(
@@ -116,7 +125,8 @@ def keep_inputs(workdir: Path, date: str, digests: dict[str, str], force: bool |
         )
     if changed:
         say(f"warning: {workdir} resumes with other {changed[0]} (--force)")
-    replace(workdir / INPUTS, json.dumps({"date": date, **digests}) + "\n")
+    kept = {BEGINNING: old[BEGINNING]} if BEGINNING in old else {}
+    replace(workdir / INPUTS, json.dumps({"date": date, **kept, **digests}) + "\n")
 
 
 def _or_force(force: bool | None) -> str:
@@ -126,6 +136,11 @@ def _or_force(force: bool | None) -> str:
 def _inputs(workdir: Path) -> dict[str, str]:
     path = workdir / INPUTS
     return read_object(path, "delete it, and the next run of this workdir writes it anew") if path.exists() else {}
+
+
+def digest_of_beginning(workdir: Path) -> str:
+    """The digest of the model that the run began with; "" for runs of older versions."""
+    return _inputs(workdir).get(BEGINNING, "")
 
 
 def digest_of_examples(c: Config) -> str:

@@ -32,7 +32,8 @@ from rl_likelihood.training.best import FAST, Best
 @dataclasses.dataclass(frozen=True)
 class Session:
     """One call of the command. `given`: the config before its date was fixed. `force`: continue with other settings.
-    `copy`: the workdir is the copy of a run in a bucket."""
+    `copy`: the workdir is the copy of a run in a bucket. `model_path`: of a resumed run, the model that it began with.
+    """
 
     workdir: Path
     writer: MetricsWriter
@@ -40,6 +41,7 @@ class Session:
     given: Config
     force: bool = False
     copy: Copy | None = None
+    model_path: str = ""
 
 
 @contextlib.contextmanager
@@ -80,7 +82,8 @@ class Run(Session):
 
     def meta(self) -> dict:
         """The JSON part of a checkpoint."""
-        return checkpoint_meta(self.writer.workdir, self.config, self.task.model, self.task.model_path)
+        path = self.model_path or self.task.model_path
+        return checkpoint_meta(self.writer.workdir, self.config, self.task.model, path)
 
     def policy(self, state: TrainState, frozen: Params | None) -> Params:
         """The parameters for sampling and evaluation. `frozen`: the base of adapters, or a reference model."""

@@ -51,6 +51,24 @@ def test_a_document_is_on_one_side(tmp_path):
     assert sources.load(documents(path), training=False)[0] == []
 
 
+def test_a_text_is_read_once_and_never_on_both_sides(tmp_path):
+    texts = [f"{i} alpha beta gamma delta epsilon" for i in range(8)]
+    path = file_of(tmp_path, [*texts, texts[3].upper()])
+    held_path = file_of(tmp_path, ["9 a b c d e", texts[5].replace(" ", "\n"), texts[5]], "held.jsonl")
+    train, held, report = sources.load(documents(path, heldout_path=held_path))
+    assert {row.id.partition("@")[0] for row in train} == {f"texts.jsonl:{i}" for i in (1, 2, 3, 4, 5, 7, 8)}
+    assert {row.id.partition("@")[0] for row in held} == {"held.jsonl:1", "held.jsonl:2"}
+    assert report.duplicates == 3 and report.removed == (
+        f"{tmp_path}/texts.jsonl:6 is the text of {tmp_path}/held.jsonl:2 again",
+        f"{tmp_path}/texts.jsonl:9 is the text of {tmp_path}/texts.jsonl:4 again",
+        f"{tmp_path}/held.jsonl:3 is the text of {tmp_path}/held.jsonl:2 again",
+    )
+    for size in (3, 8, 13):
+        train, held, report = sources.load(documents(path, heldout_size=size))
+        assert not {row.prompt.split()[0] for row in train} & {row.prompt.split()[0] for row in held}
+        assert report.duplicates == 1
+
+
 @pytest.mark.parametrize(
     "rows, words",
     [

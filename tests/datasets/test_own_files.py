@@ -75,6 +75,12 @@ def test_the_digest_changes_with_any_field_and_with_the_side():
     assert len({digest([a], [b]), *others}) == 1 + len(others)
 
 
+def test_a_digest_without_ids_is_the_same_after_a_file_is_renamed(tmp_path):
+    rows = [load(own(write(tmp_path / name, questions(3))))[0] for name in ("a.jsonl", "b.jsonl")]
+    assert digest(rows[0], [], ids=False) == digest(rows[1], [], ids=False) != digest(rows[0][:2], [], ids=False)
+    assert digest(rows[0], []) != digest(rows[1], [])
+
+
 # ---------------------------------------------------------------------------------------- what is held out
 
 
@@ -149,6 +155,7 @@ def test_sizes_take_the_first_rows_or_all(tmp_path):
         ({"heldout_path": path}, ("all 9 questions",)),
         ({"heldout_path": write(tmp_path / "empty.jsonl", [])}, ("empty.jsonl has no usable row",)),
         ({"train_split": "dev"}, ("data.train_split is 'dev'", "named for no split; drop it")),
+        ({"heldout_path": other, "heldout_split": "test"}, ("data.heldout_path is", "data.heldout_split 'test'")),
     ):
         with pytest.raises(UserError) as e:
             load(own(path, **fields))
@@ -232,6 +239,22 @@ def test_worked_examples_are_rows_of_the_training_data(tmp_path):
     assert resolve_prompt(PromptConfig(), cfg, most=0).shots == ()
 
 
+def test_worked_examples_of_conversations_are_in_neither_set(tmp_path):
+    system = {"role": "system", "content": "Be brief."}
+    said = [system, {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}]
+    rows = [row | {"prompt": [system, {"role": "user", "content": row["prompt"]}]} for row in with_chains(8)]
+    longer = {"messages": [*said, {"role": "user", "content": "What is item 0?"}], "answer": "0", "chain": "It is 0."}
+    called = {"prompt": "What is item 9?", "answer": "9", "chain": "It is 9.", "environment": {"ticket": 1}}
+    cfg = own(write(tmp_path / "train.jsonl", [longer, called, *rows]), heldout_size=2)
+    prompt = resolve_prompt(PromptConfig(examples=2), cfg, most=2)
+    assert prompt.shots == (("What is item 0?", "It is 0.", "0"), ("What is item 1?", "It is 1.", "1"))
+    train, heldout, report = load(cfg, shown=prompt.shots)
+    assert len(train) + len(heldout) == 8 and report.overlap_removed == 2
+    assert [text.split()[0] for text in report.removed] == ["train.jsonl:3", "train.jsonl:4"]
+    own_messages = [e.prompt for e in train + heldout if len(e.messages) == 2]
+    assert sorted(own_messages) == [f"What is item {i}?" for i in range(2, 8)]
+
+
 def test_worked_examples_come_from_a_file(tmp_path, tokenizer):
     cfg = own(write(tmp_path / "train.jsonl", questions(5)), prompt_column="prompt")
     shown = write(tmp_path / "shown.jsonl", with_chains(2, start=90))
@@ -240,7 +263,7 @@ def test_worked_examples_come_from_a_file(tmp_path, tokenizer):
     assert text.index("It is 90.") < text.index("It is 91.") < text.index("What is item 0?")
     gym = DataConfig("reasoning_gym", ("chain_sum",))
     assert resolve_prompt(PromptConfig(examples=2, examples_path=shown), gym, most=2).shots == prompt.shots
-    with pytest.raises(UserError, match="prompt.examples_path = .* has 2 rows with a chain, but 3"):
+    with pytest.raises(UserError, match="prompt.examples_path = .* has 2 single-turn rows with a chain, but 3"):
         resolve_prompt(PromptConfig(examples=3, examples_path=shown), cfg, most=3)
 
 

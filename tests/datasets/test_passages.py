@@ -1,5 +1,6 @@
 """The next paragraph of a story and the last lines of a poem, from folders of text files."""
 
+import dataclasses
 import gzip
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_a_folder_of_texts_is_split_by_work(tmp_path):
 
 def test_a_work_of_verse_is_a_poem_or_a_file(tmp_path):
     for name in "ab":
-        (tmp_path / f"{name}.txt").write_text("\n\n".join("x\ny\nz" for _ in range(5)))
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name}{i}\ny\nz" for i in range(5)))
     train, held, _ = sources.load(config(tmp_path, VERSE, heldout_size=1))
     assert (len(train), len(held)) == (9, 1)
     by_file = DocumentConfig(form="verse", shown=2, asked=1, work="file")
@@ -87,7 +88,7 @@ def test_a_work_of_verse_is_a_poem_or_a_file(tmp_path):
 def test_what_cannot_be_used_is_refused_or_counted_and_named(name, data, cfg, words, tmp_path):
     (tmp_path / name).write_bytes(data)
     for other in "bc":
-        good = "one\ntwo\nthree" if cfg is VERSE else "one two\n\nthree four"
+        good = f"{other}\ntwo\nthree" if cfg is VERSE else f"{other} two\n\nthree four"
         (tmp_path / f"{other}.txt").write_text(good)
     with pytest.raises(UserError) as error:
         sources.load(config(tmp_path, cfg))
@@ -101,3 +102,18 @@ def test_a_folder_without_texts_is_refused(tmp_path):
     (tmp_path / "a.pdf").write_bytes(b"x")
     with pytest.raises(UserError, match="data.train_path.*text files"):
         sources.load(config(tmp_path, PROSE))
+
+
+def test_a_poem_of_two_books_is_on_one_side(tmp_path):
+    poem = lambda i: f"first {i}\nsecond {i}\nthird {i}"
+    for name, numbers in (("a", (0, 1, 2, 1)), ("b", (3, 1)), ("held", (2, 4))):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(map(poem, numbers)))
+    a, held = tmp_path / "a.txt", tmp_path / "held.txt"
+    train, test, report = sources.load(config(a, VERSE, heldout_path=str(held)))
+    assert [row.id for row in train] == ["a.txt@1", "a.txt@2"] and len(test) == 2
+    assert report.removed == ("a.txt@4 asks what a.txt@2 does", "a.txt@3 asks a held-out question, or a variant of it")
+    held.unlink()
+    books = dataclasses.replace(VERSE, work="file")
+    train, test, report = sources.load(config(tmp_path, books, heldout_size=1))
+    assert not {row.prompt for row in train} & {row.prompt for row in test} and report.duplicates == 1
+    assert report.removed == ("b.txt@2 asks what a.txt@2 does",)

@@ -6,6 +6,7 @@ import pytest
 
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES
 from rl_likelihood.datasets.procedural import PRESETS
+from rl_likelihood.datasets.questions import question_key, variant_key
 from rl_likelihood.datasets.sources import DataConfig, load
 from rl_likelihood.shapes import UserError
 
@@ -26,6 +27,15 @@ def test_procedural_sets_are_distinct_and_share_nothing():
     assert len({e.id for e in train + heldout}) == 402
     assert report.rows == 402 + report.duplicates + report.overlap_removed
     assert report.bad_rows == ()
+
+
+def test_variants_of_a_generated_question_are_questions_on_one_side():
+    """As "Spell Lew" and "Spell lew": two questions, of which neither is trained on if the other is held out."""
+    task = ("spell_backward(min_word_len=3, max_word_len=4)",)
+    train, heldout, report = load(DataConfig("reasoning_gym", task, train_size=1200, heldout_size=150))
+    assert len({question_key(e.prompt) for e in train}) == 1200 > len({variant_key(e.prompt) for e in train})
+    assert not {variant_key(e.prompt) for e in train} & {variant_key(e.prompt) for e in heldout}
+    assert report.overlap_removed
 
 
 def test_tasks_are_mixed_evenly_from_the_first_row():

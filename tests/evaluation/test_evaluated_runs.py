@@ -3,18 +3,22 @@
 import dataclasses
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from rl_likelihood import train
 from rl_likelihood.config import build, changed, flatten
 from rl_likelihood.datasets import prepare, sources
 from rl_likelihood.datasets.sources import DataConfig, resolve_prompt
-from rl_likelihood.evaluate import check_workdir
+from rl_likelihood.evaluate import check_workdir, initial_model
 from rl_likelihood.evaluation import statistics
 from rl_likelihood.runtime import checkpoint, run_files
+from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.runtime.workdir import EXAMPLES, digest_of_examples, keep_inputs
 from rl_likelihood.shapes import UserError
-from tests.runs import small_config
+from rl_likelihood.task import load_model
+from tests.runs import run, small_config
 
 
 def test_a_run_evaluates_a_fixed_part_fast_between_the_full_ones(tmp_path):
@@ -91,3 +95,19 @@ def test_a_run_is_evaluated_where_its_worked_examples_are_now(tmp_path, monkeypa
     for config in (of("other.jsonl"), build(small_config(**asked))):
         with pytest.raises(UserError, match="was trained with prompt.examples_path = "):
             check_workdir(tmp_path, config)
+
+
+def test_the_initial_model_is_the_one_that_the_run_began_with(tmp_path):
+    short = {"train__steps": 1, "eval__prompts": 0}
+    first = build(small_config(**short))
+    mesh = make_devices(first).learner
+    untouched = load_model(first, mesh)[1]
+    workdir = run(tmp_path / "plain", **short)
+    jax.tree.map(np.testing.assert_array_equal, initial_model(first, workdir, mesh), untouched)
+    with pytest.raises(
+        UserError, match="model.preset = nano with seed = 1 is not; .*model.preset = nano with seed = 0"
+    ):
+        initial_model(build(small_config(**short, seed=1)), workdir, mesh)
+    stored = run(tmp_path / "with a reference", **short, loss__kl="k3", loss__kl_coef=0.1)
+    gone = build(small_config(**short, model__preset="", model__path=str(tmp_path / "gone")))
+    jax.tree.map(np.testing.assert_array_equal, initial_model(gone, stored, mesh), untouched)

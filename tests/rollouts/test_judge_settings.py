@@ -55,6 +55,12 @@ def test_a_dry_run_refuses_the_judge_first(tmp_path):
         dry_run(build(small_config(**about, model__preset="", model__path="nowhere")))
 
 
+def test_a_judge_s_prompt_has_the_date_of_the_run():
+    for changes in ({"reward__name": "judge"}, {"reward__name": "reward_model"}):
+        config = build(small_config(**changes, judge__model="x", prompt__date="2024-02-29"))
+        assert form_for(config).date == "2024-02-29"
+
+
 def test_a_refused_key_is_named_though_the_server_says_it_in_a_broken_encoding(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     broken = lambda handler: handler.reply(401, b"no gzip", [("Content-Encoding", "gzip")])

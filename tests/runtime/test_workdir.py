@@ -14,10 +14,11 @@ import pytest
 from rl_likelihood import evaluate, train
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import BYTES
+from rl_likelihood.datasets.questions import digest
 from rl_likelihood.report.metrics import MetricsWriter
 from rl_likelihood.runtime import run_files
-from rl_likelihood.runtime.workdir import INPUTS, OtherInputs, keep_date, keep_inputs, pinned_date
-from rl_likelihood.shapes import UserError
+from rl_likelihood.runtime.workdir import BEGINNING, INPUTS, OtherInputs, keep_date, keep_inputs, pinned_date
+from rl_likelihood.shapes import Example, UserError
 from rl_likelihood.training.session import Session, failure_in_status
 from tests.runs import small_config
 
@@ -82,6 +83,13 @@ def test_inputs_may_change_until_there_are_results(tmp_path):
         keep_inputs(tmp_path, "2026-01-02", {"questions": "a"}, force=False)
 
 
+def test_a_resume_keeps_the_digest_of_the_model_that_the_run_began_with(tmp_path):
+    keep_inputs(tmp_path, "2026-01-02", {BEGINNING: "a"})
+    run_files.append(tmp_path / run_files.METRICS, {"step": 1})
+    keep_inputs(tmp_path, "2026-01-02", {"questions": "b"})
+    assert json.loads((tmp_path / INPUTS).read_text()) == {"date": "2026-01-02", BEGINNING: "a", "questions": "b"}
+
+
 @pytest.mark.parametrize(
     "error, state",
     [(UserError("no space"), "failed"), (KeyboardInterrupt(), "interrupted"), (OtherInputs(), "running")],
@@ -92,6 +100,28 @@ def test_status_says_how_a_run_ended(tmp_path, error, state):
         with failure_in_status(writer):
             raise error
     assert json.loads((tmp_path / run_files.STATUS).read_text())["state"] == state
+
+
+def test_a_file_may_be_renamed_also_of_a_run_of_an_earlier_version(tmp_path):
+    rows = [types.SimpleNamespace(example=Example(f"a.jsonl:{i}", f"{i}?", str(i))) for i in (1, 2)]
+    renamed = [types.SimpleNamespace(example=dataclasses.replace(r.example, id="b" + r.example.id[1:])) for r in rows]
+    session = Session(tmp_path, None, None, build(small_config()), force=False)
+
+    def begin(train_rows):
+        ids = dict.fromkeys(("prompt_ids", "answer_ids", "shown_ids"))
+        encoded = [types.SimpleNamespace(**vars(row), **ids) for row in train_rows]
+        task = types.SimpleNamespace(config=session.given, train=encoded, heldout=[], fast=[], model_path=BYTES)
+        train.keep_inputs_of_run(task, session)
+
+    with_ids = digest([row.example for row in rows], [])
+    run_files.append(tmp_path / run_files.METRICS, {"step": 1})
+    (tmp_path / INPUTS).write_text(json.dumps({"date": "2026-01-02", "questions": with_ids}))
+    with pytest.raises(OtherInputs, match="other questions"):
+        begin(renamed)
+    begin(rows)
+    begin(renamed)
+    with pytest.raises(OtherInputs, match="other questions"):
+        begin(rows[:1])
 
 
 def test_other_rubrics_are_other_inputs(tmp_path):
