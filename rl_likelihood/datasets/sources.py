@@ -304,9 +304,9 @@ def _load_documents(cfg: DataConfig, training: bool) -> Loaded:
     works, bad, again = read(cfg.train_path, "data.train_path")
     overlap: list[str] = []
     if cfg.heldout_path:
-        held = _first([row for rows in held_works for row in rows], cfg, "heldout", cfg.heldout_path)
-        groups = {group_key(row) for row in held}
-        train, overlap = without([row for rows in works for row in rows], groups, "a held-out question")
+        train, held = (sides(side, 0, cfg.seed)[0] for side in (works, held_works))  # shuffles each
+        held = _first(held, cfg, "heldout", cfg.heldout_path)
+        train, overlap = without(train, {group_key(row) for row in held}, "a held-out question")
     else:
         total = sum(map(len, works))
         if training and len(works) == 1 and cfg.heldout_size:

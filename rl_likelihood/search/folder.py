@@ -50,6 +50,11 @@ def write_results(workdir: Path, name: str, good: list[Row], dropped: list[Row],
 
     Process 0 replaces each file atomically.
     """
-    for file, rows in ((name, good), (DROPPED, dropped), (HELDOUT, [row_of(row.example) for row in task.heldout])):
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        distributed.by_first(lambda file=file, text=text: run_files.replace(workdir / file, text))
+    results = {name: good, DROPPED: dropped, HELDOUT: [row_of(row.example) for row in task.heldout]}
+
+    def write() -> None:
+        for file, rows in results.items():
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            run_files.replace(workdir / file, text)
+
+    distributed.by_first(write)

@@ -1,5 +1,6 @@
 """Documents as questions: where they are cut, which side they are on, what is refused."""
 
+import dataclasses
 import json
 
 import pytest
@@ -49,6 +50,17 @@ def test_a_document_is_on_one_side(tmp_path):
     train, held, _ = sources.load(documents(path, heldout_path=other))
     assert len(train) == 40 and len(held) == 2
     assert sources.load(documents(path), training=False)[0] == []
+
+
+def test_the_next_question_is_seldom_of_the_same_document(tmp_path):
+    """Controls compare with it. Of 8 questions of each of 20 documents, 8 in 160 are expected to."""
+    path = file_of(tmp_path, [f"{i} " + "alpha beta gamma delta epsilon " * 4 for i in range(20)])
+    other = file_of(tmp_path, [f"{i} " + "one two three four five " * 4 for i in range(20)], "held.jsonl")
+    cuts = DocumentConfig(continuation=2, cuts=8)
+    for changes in ({"heldout_size": 80}, {"heldout_path": other}):
+        for rows in sources.load(dataclasses.replace(documents(path, **changes), documents=cuts))[:2]:
+            of = [row.id.partition("@")[0] for row in rows]
+            assert len(of) >= 80 and sum(map(str.__eq__, of, of[1:])) < len(of) / 5
 
 
 def test_a_text_is_read_once_and_never_on_both_sides(tmp_path):
