@@ -91,7 +91,7 @@ class TrainSettings:
         "measured by the run and stored in its workdir. Results are equal up to rounding",
         least=-1,
     )
-    packing: bool = field(False, "compute no padding; results are equal up to rounding, more step sizes compile")
+    packing: bool = field(False, "compute little padding; results are equal up to rounding, more step sizes compile")
     head_chunk: int = field(
         0, "tokens whose logits a device holds at once; 0: 512, on a CPU as many as fit its caches", least=0
     )

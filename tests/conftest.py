@@ -37,11 +37,16 @@ SLOW = frozenset((pathlib.Path(__file__).parent / "slow.txt").read_text().splitl
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Before pytest takes away what is marked slow."""
+def pytest_collection_modifyitems(config, items):
+    """Before pytest takes away what is marked slow. A name in slow.txt that a whole file lacks is an error."""
     for item in items:
         if item.nodeid in SLOW:
             item.add_marker(pytest.mark.slow)
+    names = {item.nodeid for item in items}
+    files = {name.partition("::")[0] for name in names}
+    gone = sorted(name for name in SLOW - names if name.partition("::")[0] in files)
+    if gone and not any("::" in arg for arg in config.args):
+        raise pytest.UsageError(f"tests/slow.txt names {gone[0]!r}, which does not exist; mend the line")
 
 
 @pytest.fixture(autouse=True, scope="module")

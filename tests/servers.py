@@ -104,7 +104,8 @@ def slow_server(folder: Path, seen: Callable[[], bool]) -> Iterator[str]:
         def copyfile(self, source, outputfile):
             data = source.read()
             outputfile.write(data[: len(data) // 3])
-            while len(data) > 1_000_000 and not seen():
+            end = time.monotonic() + 60
+            while len(data) > 1_000_000 and not seen() and time.monotonic() < end:
                 time.sleep(0.01)
             outputfile.write(data[len(data) // 3 :])
 

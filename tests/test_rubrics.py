@@ -36,7 +36,8 @@ def config(url, path, **changes):
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
 
 
 def test_rubrics_are_written_and_the_rest_in_a_second_call(tmp_path):

@@ -94,7 +94,8 @@ class StepPrograms:
         with using(self.mesh):
             return self._compiled[shape](state, ref_params, batch, *judging)
 
-    def finish(self, started: Started, beside: Callable[[], Values]) -> tuple[Finished, Values, float]:
+    @staticmethod
+    def finish(started: Started, beside: Callable[[], Values]) -> tuple[Finished, Values, float]:
         """Waits for a started step, while another thread computes `beside`: (the step's results, those of `beside`, the
         time at which the step ended). No program may be launched between `start` and this (`mesh.ready`)."""
         with ThreadPoolExecutor(1) as thread:

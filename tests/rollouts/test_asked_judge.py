@@ -253,7 +253,8 @@ def rubric_file(path, c, *criteria):
 
 
 def test_a_run_on_rubrics_writes_every_verdict_down(tmp_path, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
     criteria = ("it has '1'", 5.0), ("it has 'zebra'", 3.0), ("it has '2'", -4.0)
     with serving(by_keyword) as (url, requests):
         about = {"reward__name": "rubric", "judge__model": url, "judge__name": "m"}

@@ -207,7 +207,7 @@ def test_every_device_has_rows_of_its_own_whatever_the_slots(loaded, slots, monk
     monkeypatch.setattr(turns, "start_rows", seen)
     rows = task.train[:4]
     got = sampled(task, spread, Words(last=2), rows=rows, slots=slots, group_size=4)
-    assert all(4 * np.prod(part) == np.prod(whole) <= max(4, slots) for whole, part in shards)
+    assert shards and all(4 * np.prod(part) == np.prod(whole) <= max(4, slots) for whole, part in shards)
     wanted = sampled(task, weights, Words(last=2), rows=rows, group_size=4)
     np.testing.assert_array_equal(got.completion, wanted.completion)
 

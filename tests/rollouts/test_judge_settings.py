@@ -62,7 +62,8 @@ def test_a_judge_s_prompt_has_the_date_of_the_run():
 
 
 def test_a_refused_key_is_named_though_the_server_says_it_in_a_broken_encoding(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
     broken = lambda handler: handler.reply(401, b"no gzip", [("Content-Encoding", "gzip")])
     with (
         serving(None, get=broken) as (url, _),

@@ -193,6 +193,8 @@ touch up; while [ ! -e end ]; do sleep 0.05; done; printf "{STATUS}" > STATUS"""
         for number in signals:
             runner.send_signal(number)
             time.sleep(0.5)
+        while not (stopped.workdir / "got").exists():
+            time.sleep(0.05)
         (stopped.workdir / "end").touch()
         assert "stopping at once" not in runner.communicate()[0] and runner.returncode == runners.INTERRUPTED
         assert (stopped.workdir / "got").read_text().split() == [got]
