@@ -121,7 +121,8 @@ class Run:
         if c.converses:
             raise UserError(f"env.name of this run is {c.env.name!r}; its conversations are for the command evaluate")
         wide = dataclasses.replace(c.prompt, max_prompt=limit, max_answer=limit)
-        kind = [*(row.example.task for row in task.heldout), *c.data.tasks, ""][0]
+        tasks = c.data.tasks if c.data.source == "reasoning_gym" else ()
+        kind = [*(row.example.task for row in task.heldout), *tasks, ""][0]
         asked = [dataclasses.replace(example, task=kind) for example in examples]
         return encode_all(asked, task.tokenizer, wide, task.fmt)
 
@@ -157,10 +158,10 @@ def load_run(workdir: str | Path, step: int | None = None) -> Run:
     saved = read_config(workdir)
     c.update_from_flattened_dict({name: value for name, value in saved.items() if name in flatten(c)})
     settings = build(c)
-    saved = checkpoint.describe(workdir)
-    date = pinned_date(workdir, settings.prompt.date, saved[-1])
+    described = checkpoint.describe(workdir)
+    date = pinned_date(workdir, settings.prompt.date, described[-1])
     settings = dataclasses.replace(settings, prompt=dataclasses.replace(settings.prompt, date=date))
-    saved_model = checkpoint_model(settings, workdir, *saved[:3])
+    saved_model = checkpoint_model(settings, workdir, *described[:3])
     task, _ = load(settings, training=False, saved_model=saved_model)
     model, params, step, _ = checkpoint.restore_params(workdir, step)
     model = run_on(model, settings, jax.default_backend())

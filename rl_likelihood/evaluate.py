@@ -31,6 +31,7 @@ from rl_likelihood.config import build, differences, flatten
 from rl_likelihood.datasets.sources import DataConfig, resolve_prompt
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.progress import tell
 from rl_likelihood.run_model import param_shardings, run_on
 from rl_likelihood.runtime import bucket, checkpoint, checksums, distributed, run_files
 from rl_likelihood.runtime.devices import make_devices
@@ -94,7 +95,8 @@ def run(c: Config, workdir: Path | None, step: int | None, folder: Path | None) 
     devices = make_devices(c)
     saved_model = checkpoint_model(c, workdir, *saved[:3]) if workdir and saved else None
     # The metric `copied` compares answers with the training texts.
-    task, params = load(c, training=c.eval.texts != "none", mesh=devices.learner, saved_model=saved_model)
+    read = dataclasses.replace(c, rubric=dataclasses.replace(c.rubric, path=""))  # only training reads rubrics
+    task, params = load(read, training=c.eval.texts != "none", mesh=devices.learner, saved_model=saved_model)
     initial = initial_model(c, workdir, devices.learner) if workdir is not None and c.eval.by_initial else None
     if workdir is not None:
         sharding_of = functools.partial(param_shardings, devices.learner)
@@ -124,17 +126,17 @@ def initial_model(c: Config, workdir: Path, mesh: Mesh) -> Params:
     """The model that the run began with: from the workdir if it is there, else the config's. UserError if that is
     another one."""
     meta = checkpoint.describe(workdir)[3]
-    if (workdir / checkpoint.INITIAL).is_dir() and not meta["config"]["warm_start.steps"]:
+    if distributed.share((workdir / checkpoint.INITIAL).is_dir()) and not meta["config"]["warm_start.steps"]:
         sharding_of = functools.partial(param_shardings, mesh)
         return checkpoint.restore_params(workdir / checkpoint.INITIAL, at=sharding_of)[1]
-    params, known = load_model(c, mesh)[1], digest_of_beginning(workdir)
+    params, known = load_model(c, mesh)[1], distributed.share(digest_of_beginning(workdir))
     name = model_name(c.model.path, c.model.preset, c.seed)
     if not known:
         tell(f"warning: {workdir} is of an older version; {name} is taken for the model that it began with")
     elif known != checksums.digest(params):
         old = meta["config"]
-        began = model_name("" if old["model.preset"] else meta["model_path"], old["model.preset"], old["seed"])
-        raise UserError(
+        began = model_name(old["model.path"], old["model.preset"], old["seed"])
+        raise distributed.SharedRefusal(
             f"eval.by_initial compares with the model that {workdir} began with, which {name} is not; give that model, "
             f"{began}"
         )
@@ -151,12 +153,6 @@ def data_name(data: DataConfig) -> str:
     if data.source == "reasoning_gym":
         return ", ".join(data.tasks)
     return (data.heldout_path or data.train_path) + (f", {data.heldout_split}" if data.heldout_split else "")
-
-
-def tell(text: str) -> None:
-    """Prints progress to stderr, so that stdout has only the JSON object. Only process 0 prints."""
-    if distributed.first():
-        print(text, file=sys.stderr, flush=True)
 
 
 def check_workdir(workdir: Path, c: Config) -> None:

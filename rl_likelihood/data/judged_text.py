@@ -316,13 +316,14 @@ def _around(reader: Reader, rendered: _Rendered) -> list[list[int]]:
     return ids_after_text(reader.tokenizer, reader.vocab_bytes, [*pieces, last + rendered.after])
 
 
-def _limit(lengths: Sequence[int], room: int) -> int:
-    """The tokens that each answer may have, so that all fit into `room`. A short one leaves its rest to the others."""
+def _limit(lengths: Sequence[int], available: int) -> int:
+    """The tokens that each answer may have, so that all have `available` together. A short one leaves its rest to the
+    others."""
     for i, length in enumerate(sorted(lengths)):
-        share = room // (len(lengths) - i)
+        share = available // (len(lengths) - i)
         if length > share:
             return share
-        room -= length
+        available -= length
     return max(lengths)
 
 

@@ -15,17 +15,19 @@ if TYPE_CHECKING:  # prompts.py imports this module; transformers takes over a s
     from rl_likelihood.data.prompts import EncodedExample, PromptConfig
 
 
-def refuse_token_across_seam(name: str, vocab_bytes: tuple[bytes, ...], answer_open: str) -> None:
-    """UserError if a token, such as "r>" or "answer>", could span the seam between `answer_open` and ">". A token "br>"
-    cannot, because "<abr>" is not the tag."""
-    seam, last = answer_open.encode() + b">", answer_open[-1:].encode() + b">"
+def refuse_token_across_boundary(name: str, vocab_bytes: tuple[bytes, ...], answer_open: str) -> None:
+    """UserError if a token, such as "r>" or "answer>", could span the boundary between `answer_open` and ">".
+
+    A token "br>" cannot, because "<abr>" is not the tag.
+    """
+    boundary, last = answer_open.encode() + b">", answer_open[-1:].encode() + b">"
     for i, token in enumerate(vocab_bytes):
         found_at = token.find(last)
         while found_at >= 0:
             left = token[: found_at + len(last)]
-            if seam.endswith(left) or left.endswith(seam):
+            if boundary.endswith(left) or left.endswith(boundary):
                 raise UserError(
-                    f"{name} has a token {token.decode(errors='replace')!r} (id {i}) across the seam of "
+                    f"{name} has a token {token.decode(errors='replace')!r} (id {i}) across the boundary of "
                     f"{answer_open!r} and '>', so a reference answer cannot be spliced there; "
                     f"use another prompt.answer_open or another tokenizer"
                 )

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jinja2 import TemplateError
 
-from rl_likelihood.data.prompt_checks import longer, problems, refuse_longer, refuse_token_across_seam, refuse_worked
+from rl_likelihood.data.prompt_checks import (
+    longer,
+    problems,
+    refuse_longer,
+    refuse_token_across_boundary,
+    refuse_worked,
+)
 from rl_likelihood.data.token_ids import bytes_of, ids_after_text, ids_of, name_of, padded
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
 from rl_likelihood.fields import field
@@ -107,7 +113,7 @@ def chain_format(
 ) -> ChainFormat:
     """The tags in this tokenizer's ids. `vocab_bytes[i]`: the bytes of id i, empty for control tokens.
 
-    UserError for a tokenizer without an end-of-text id, or one that does not preserve the tags or the seam.
+    UserError for a tokenizer without an end-of-text id, or one that does not preserve the tags or the boundary.
     """
     _validate(cfg)
     refuse_worked(tokenizer, cfg)
@@ -115,7 +121,7 @@ def chain_format(
     if not eos_ids:
         raise UserError(f"{name} has no end-of-text id; add eos_token to its tokenizer_config.json")
 
-    refuse_token_across_seam(name, vocab_bytes, cfg.answer_open)
+    refuse_token_across_boundary(name, vocab_bytes, cfg.answer_open)
     tags = [cfg.think_close + "\n" + cfg.answer_open, "\n" + cfg.answer_open]
     close_think, open_answer = ids_after_text(tokenizer, vocab_bytes, tags)
     for text, ids in zip(tags, (close_think, open_answer), strict=True):
@@ -232,7 +238,7 @@ def encode_all(
 ) -> list[EncodedExample]:
     """Every example in ids, in order. `shots` overrides the worked examples of the examples' tasks.
 
-    UserError with the rows that have an empty answer, contain a control token or a closing tag, break the seam, or
+    UserError with the rows that have an empty answer, contain a control token or a closing tag, break the boundary, or
     exceed `max_prompt` or `max_answer`.
     """
     rows = _encode_any_length(examples, tokenizer, cfg, fmt, shots)
@@ -360,9 +366,7 @@ def _validate(cfg: PromptConfig) -> None:
             raise UserError(f"prompt.{name} is empty; give the tag, for example {getattr(PromptConfig, name)!r}")
     for name in ("answer_open", "answer_close"):
         if getattr(cfg, name).endswith(">"):
-            raise UserError(
-                f"prompt.{name} is {getattr(cfg, name)!r}; leave out its last '>', which is added after the seam"
-            )
+            raise UserError(f"prompt.{name} is {getattr(cfg, name)!r}; leave out its last '>', which is added after it")
 
 
 def _worked(example: Example, cfg: PromptConfig) -> Shots:

@@ -190,7 +190,7 @@ def _fetch(address: str, target: Path, by_hand: str) -> None:
         with urllib.request.urlopen(address, timeout=_TIMEOUT) as answer, part.open("wb") as f:
             promised = answer.headers.get("Content-Length")
             tell(f"fetching {address}" + (f" ({int(promised) / 1e6:.1f} MB)" if promised else ""))
-            with of_bytes("fetched", int(promised or 0)) if promised else contextlib.nullcontext() as told:
+            with of_bytes("fetched", int(promised)) if promised else contextlib.nullcontext() as told:
                 while data := answer.read1(1 << 20):
                     f.write(data)
                     if told:

@@ -171,11 +171,10 @@ class Batches:
         graded = host_rewards(self.task, self.pool, rollout, rows, texts)
         if self.judge is not None and texts is not None and not c.raro:
             graded = asked_judge.judged(self.judge, self.task, graded, rows, texts)
-            # Processes that share prompts judge the same answers, and their counts are summed.
-            own_chains = self.devices.chains.stop - self.devices.chains.start
-            counts = {k: graded.logged[k] * own_chains / rollout.segment.shape[1] for k in JUDGE_COUNTS}
-            graded = graded._replace(logged=graded.logged | counts)
-        return graded, texts
+        # Processes that share prompts grade the same answers, and their counts are summed.
+        share = (self.devices.chains.stop - self.devices.chains.start) / rollout.segment.shape[1]
+        counts = {k: share * graded.logged[k] for k in COUNTS if k in graded.logged}
+        return graded._replace(logged=graded.logged | counts), texts
 
     def batch(self, rollout: Rollout, rows: Rows, graded: HostRewards) -> tuple[Batch, Rollout]:
         """(the learner's batch, the rollout with only the rows of the batch). With reward.vote_train, all rows of a
@@ -216,8 +215,7 @@ class Batches:
 
 
 # Metrics that are summed over processes. All others are averaged.
-JUDGE_COUNTS = ("judge/failures", "judge/cut")
-COUNTS = ("grader/failures", "env/failures", *JUDGE_COUNTS, "resample/refused")
+COUNTS = ("grader/failures", "env/failures", "judge/failures", "judge/cut", "resample/refused")
 
 
 def combined(parts: list[dict[str, float]]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.workdir import claim, keep_inputs, pinned_date, write_config
 from rl_likelihood.search.rounds import Finder
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import Example
+from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, REJECTED, Example
 from rl_likelihood.task import Task
 
 DROPPED, HELDOUT = "dropped.jsonl", "heldout.jsonl"
@@ -28,11 +28,11 @@ def claimed(c: Config, workdir: Path, make: Callable[[Config, Path], Finder]) ->
     with contextlib.ExitStack() as stack:
         distributed.by_first(lambda: stack.enter_context(lock(workdir)))
         distributed.by_first(lambda: claim(workdir, c))
-        distributed.by_first(lambda: write_config(workdir, c))
         date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date))
         f = make(dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date)), workdir)
         questions = digest([row.example for row in f.task.train], [])
         distributed.by_first(lambda: keep_inputs(workdir, date, {"questions": questions}))
+        distributed.by_first(lambda: write_config(workdir, c))
         yield f
 
 
@@ -40,9 +40,12 @@ Row = dict[str, Any]
 
 
 def row_of(e: Example) -> Row:
-    """A question as a row that data.source=files reads."""
+    """A question as a row that data.source=files reads. What only a grader of a data set reads, a program's tests for
+    instance, is not kept."""
     turns = [{"role": role, "content": content} for role, content in e.messages]
-    return {"id": e.id, "prompt": turns or e.prompt, "answer": e.answer, "task": e.task}
+    check = json.loads(e.check) if e.check else {}
+    more = {key: check[key] for key in (ENVIRONMENT, ALTERNATIVES, REJECTED) if key in check}
+    return {"id": e.id, "prompt": turns or e.prompt, "answer": e.answer, "task": e.task, **more}
 
 
 def write_results(workdir: Path, name: str, good: list[Row], dropped: list[Row], task: Task) -> None:

@@ -140,7 +140,7 @@ def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, betw
     state = jax.jit(lambda p: init_state(trained(task, p), optimizer, c.warm_step), out_shardings=state_at)(params)
     base = params if c.lora.rank else None
     step = make_step(task.model, c.warm_step, optimizer, mesh, batch_of(0))
-    with Progress("warm start: trained", steps, "steps", say) as progress:
+    with Progress("warm start: trained", steps, "steps") as progress:
         for i in range(steps):
             between()
             with using(mesh):

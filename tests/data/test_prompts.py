@@ -1,4 +1,4 @@
-"""The seam is a token boundary, the right tokens are scored, and what would go wrong silently is refused."""
+"""Chain and answer meet at a token boundary, the right tokens are scored, and silent errors are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.data.rows import encode
 CFG = PromptConfig(max_prompt=1024, max_answer=64)
 EOS = (258,)
 SUM = Example("a-1", "Calculate 3 + 4.", "7", task="basic_arithmetic")
-# Merges of a kind that real vocabularies have, on both sides of the seam but not across it.
+# Merges of a kind that real vocabularies have, on both sides of the boundary but not across it.
 MERGES = (("!", "<"), ("<", "/"), ("<", "a"), (">", "<"), (">", "="), (".", "<"), (">", "\n"), ("e", "r"))
 
 
@@ -71,20 +71,20 @@ def test_without_a_pad_id_padding_is_the_end_of_text(make_tokenizer):
 
 
 @pytest.mark.parametrize("merges", [(("r", ">"),), (("e", "r"), ("er", ">"))])
-def test_a_token_across_the_seam_is_refused(make_tokenizer, merges):
+def test_a_token_across_the_boundary_is_refused(make_tokenizer, merges):
     tokenizer, vocab = make_tokenizer(merges)
     token = "".join(merges[-1])
     with pytest.raises(UserError, match=rf"the tokenizer has a token '{token}' \(id {255 + len(merges)}\) across the"):
         chain_format(tokenizer, vocab, EOS, CFG)
 
 
-def test_a_token_that_only_looks_like_one_across_the_seam_is_not(make_tokenizer):
+def test_a_token_that_only_looks_like_one_across_the_boundary_is_not(make_tokenizer):
     tokenizer, vocab = make_tokenizer((("b", "r"), ("br", ">")))  # the <br> of web pages
     row = encode(SUM, tokenizer, CFG, chain_format(tokenizer, vocab, EOS, CFG))
     assert text_of(row.answer_ids, vocab) == ">7</answer>"
 
 
-def test_the_seam_is_also_checked_on_every_answer(make_tokenizer, tok, fmt):
+def test_the_boundary_is_also_checked_on_every_answer(make_tokenizer, tok, fmt):
     # The format of a sound tokenizer used with one that cuts elsewhere: only the answers can tell.
     tokenizer, vocab = make_tokenizer((("r", ">"), *MERGES))
     with pytest.raises(UserError, match="'<answer' .*'>' .*'7' .*row a-1"):
@@ -136,7 +136,7 @@ def test_an_answer_that_the_tokenizer_normalises_is_scored_whole(make_tokenizer)
     assert list(row.answer_scored) == [False, True, True, True] + [False] * 9
 
 
-def test_a_tokenizer_that_prefixes_a_space_adds_none_at_the_seam(make_space_prefixed):
+def test_a_tokenizer_that_prefixes_a_space_adds_none_at_the_boundary(make_space_prefixed):
     tokenizer, vocab = make_space_prefixed()
     fmt = chain_format(tokenizer, vocab, (2,), CFG)
     assert text_of(fmt.close_think_ids, vocab) == "</think>\n<answer"
@@ -301,7 +301,7 @@ def test_encode_all_is_encode_row_by_row(tok, fmt):
 # ---------------------------------------------------------------------------------------- the real one
 
 
-def test_smollm2_cuts_at_the_seam_and_scores_digits(smollm2):
+def test_smollm2_cuts_at_the_boundary_and_scores_digits(smollm2):
     tokenizer, vocab = smollm2
     fmt = chain_format(tokenizer, vocab, (tokenizer.eos_token_id,), CFG)
     assert [vocab[i].decode() for i in fmt.close_think_ids] == ["</", "think", ">", "\n", "<", "answer"]

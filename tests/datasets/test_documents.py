@@ -75,6 +75,8 @@ def test_a_text_is_read_once_and_never_on_both_sides(tmp_path):
         f"{tmp_path}/texts.jsonl:9 is the text of {tmp_path}/texts.jsonl:4 again",
         f"{tmp_path}/held.jsonl:3 is the text of {tmp_path}/held.jsonl:2 again",
     )
+    with pytest.raises(UserError, match="every document of data.train_path .* is also in data.heldout_path"):
+        sources.load(documents(held_path, heldout_path=held_path))
     for size in (3, 8, 13):
         train, held, report = sources.load(documents(path, heldout_size=size))
         assert not {row.prompt.split()[0] for row in train} & {row.prompt.split()[0] for row in held}

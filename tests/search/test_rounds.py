@@ -10,6 +10,7 @@ import pytest
 
 from rl_likelihood import train
 from rl_likelihood.config import build
+from rl_likelihood.data.own_rows import Columns, to_example
 from rl_likelihood.data.prompts import completion_ids
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.reer import REER, TABLE, finder, run, search
@@ -17,7 +18,7 @@ from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.search import reer
 from rl_likelihood.search.controls import under_other
-from rl_likelihood.search.folder import DROPPED, HELDOUT
+from rl_likelihood.search.folder import DROPPED, HELDOUT, row_of
 from rl_likelihood.search.proposer import Drawing, Length, asks_of, model_proposer, with_model
 from rl_likelihood.search.rounds import (
     FILE,
@@ -29,7 +30,7 @@ from rl_likelihood.search.rounds import (
     first_chains,
     score,
 )
-from rl_likelihood.shapes import CHAIN, TAG, UserError
+from rl_likelihood.shapes import CHAIN, TAG, Example, UserError
 from rl_likelihood.task import load
 from rl_likelihood.training.warm_start import chains_to_learn
 from rl_likelihood.weights import files
@@ -143,6 +144,13 @@ def test_a_killed_search_is_the_unbroken_one(tmp_path):
             (tmp_path / "b" / FILE).write_bytes(b"".join(lines[:-1]) + lines[-1][:7])  # within a batch, within a line
     for name in (REER, DROPPED, TABLE):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_a_row_is_read_as_the_question_that_it_was():
+    check = json.dumps({"alternatives": ["b"], "rejected": ["c"], "environment": {"n": 1}})
+    for messages in ((), (("system", "s"), ("user", "q"))):
+        e = Example("i", "q", "a", task="t", messages=messages, check=check)
+        assert to_example(row_of(e), "", Columns()) == e
 
 
 def test_the_files_and_the_table(tmp_path):
