@@ -316,7 +316,7 @@ def _load_documents(cfg: DataConfig, training: bool) -> Loaded:
             )
         size = min(100, total // 10 or 1) if cfg.heldout_size < 0 else cfg.heldout_size
         train, held = sides(works, size, cfg.seed)
-    if training and not train and overlap:
+    if training and not train and cfg.heldout_path:
         raise UserError(
             f"every document of data.train_path = {cfg.train_path} is also in data.heldout_path = {cfg.heldout_path}; "
             "give other documents to train on"

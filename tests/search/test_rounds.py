@@ -147,7 +147,7 @@ def test_a_killed_search_is_the_unbroken_one(tmp_path):
 
 
 def test_a_row_is_read_as_the_question_that_it_was():
-    check = json.dumps({"alternatives": ["b"], "rejected": ["c"], "environment": {"n": 1}})
+    check = json.dumps({"environment": {"n": 1}, "alternatives": ["b"], "rejected": ["c"]})
     for messages in ((), (("system", "s"), ("user", "q"))):
         e = Example("i", "q", "a", task="t", messages=messages, check=check)
         assert to_example(row_of(e), "", Columns()) == e
