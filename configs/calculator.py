@@ -4,9 +4,9 @@
 
 Countdown as a conversation: the model makes a target of two numbers up to 50. It tries an expression with the tool
 `calculate`, reads its value, and gives one with `submit`, which ends the game. A supervised warm start teaches the
-calls, from games of a teacher who tries sum, difference and product in random order and often gives up after a wrong
-try, with a wrong submission. Then RL on the environment's reward. After the warm start the model wins 16 of 64 games
-greedily and 20 when it samples. RL has not raised this yet: docs/results.md.
+calls, from games of a teacher that tries sum, difference and product in this order. After half of the wrong tries it
+gives up, with a wrong submission. Then RL on the environment's reward teaches the model not to give up: it wins 19 of
+20 games. About 40 minutes; docs/results.md.
 
 Arguments: model, reward (environment, avg_log_prob, ...), credit (outcome, turn), group, steps, seed.
 """
@@ -45,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.prompts_per_step = 8
     c.train.checkpoint_every = 5
     c.train.keep_checkpoints = 1
-    c.warm_start.steps = 48
+    c.warm_start.steps = 150
     c.warm_start.chains = "given"
     c.warm_start.prompts_per_step = 8
     c.warm_start.lr = 5e-4

@@ -42,7 +42,7 @@ class Preset(NamedTuple):
     environment: bool = False  # a conversation with the environment `calculator`
 
 
-_GIVES_UP = 0.6  # chance of the calculator's teacher to give up after a wrong try
+_GIVES_UP = 0.5  # chance of the calculator's teacher to give up after a wrong try
 # Numbers from 0 to 10: the generator counts 10 as one digit.
 _EASY = {
     "min_digits": 1,
@@ -184,7 +184,7 @@ def _faulty(uid: str, task: Task, rng: random.Random) -> Example:
 
 def _conversation(uid: str, task: Task, item: dict[str, Any]) -> Example:
     """Numbers and a target for the environment `calculator`. The chain's teacher tries sum, difference and product in
-    this order, and submits the first that is right. After a wrong try it gives up with probability 0.6, and submits
+    this order, and submits the first that is right. After a wrong try it gives up with probability 0.5, and submits
     that try. So what a policy has to learn by RL is not to give up."""
     metadata, rng = item["metadata"], random.Random(uid)
     numbers, target = metadata["numbers"], metadata["target"]

@@ -36,7 +36,7 @@ def test_the_calculator_s_teacher_often_gives_up():
         assert last == {**tries[-1], "name": "submit"} and task["target"] not in values[:-1]
         wins += values[-1] == task["target"]
         messages[len(tries) + 1] += 1
-    assert 0.5 < wins / 400 < 0.62 and set(messages) == {2, 3, 4}
+    assert 0.55 < wins / 400 < 0.67 and set(messages) == {2, 3, 4}
 
 
 @pytest.mark.parametrize(
