@@ -6,7 +6,7 @@ Countdown as a conversation: the model makes a target of two numbers up to 50. I
 `calculate`, reads its value, and gives one with `submit`, which ends the game. A supervised warm start teaches the
 calls, from games of a teacher that tries sum, difference and product in this order. After half of the wrong tries it
 gives up, with a wrong submission. Then RL on the environment's reward teaches the model not to give up: it wins 19 of
-20 games. About 40 minutes; docs/results.md.
+20 games. 48 minutes beside other work; docs/results.md.
 
 Arguments: model, reward (environment, avg_log_prob, ...), credit (outcome, turn), group, steps, seed.
 """

@@ -4,7 +4,7 @@
 
 All seeds have the same held-out questions; sampling and the order of the training questions differ. Writes
 experiments/results/CONFIG_seeds.json and prints the table of docs/results.md. A seed takes four minutes on two cores
-(quickstart) or half an hour (calculator, an estimate). The same command resumes.
+(quickstart) or under 50 minutes (calculator). The same command resumes.
 """
 
 from __future__ import annotations
