@@ -247,7 +247,7 @@ MUTANTS = [
         "start + dropped",
         f"{BATCHES} -k waiting",
     ),
-    Mutant("rollouts/batches.py", '    "grader/failures",\n', "", f"{BATCHES} -k counts_are_summed"),
+    Mutant("rollouts/batches.py", '("grader/failures", ', "(", f"{BATCHES} -k counts_are_summed"),
     # checkpoints
     Mutant(
         "runtime/checkpoint.py",
@@ -272,7 +272,12 @@ MUTANTS = [
     ),
     # the run's data
     Mutant("datasets/questions.py", "key=hash_of)", "key=lambda k: groups[k][0].id)", f"{OWN_FILES} -k do_not_move"),
-    Mutant("datasets/sources.py", "{group_key(row) for row in held}", "set()", f"{OWN_FILES} -k test_question"),
+    Mutant(
+        "datasets/sources.py",
+        "without(rows, {group_key(row) for row in held}",
+        "without(rows, set()",
+        f"{OWN_FILES} -k test_question",
+    ),
     Mutant(
         "data/prompt_checks.py", "e.answer, e.chain, *(", "e.answer, *(", "data/test_prompts_refused.py -k bad_rows"
     ),

@@ -211,7 +211,7 @@ def test_one_group_of_covrl_by_hand():
 
     slopes, (got, policy, reward) = jax.grad(terms, (0, 1, 2), has_aux=True)(wide(p), wide(q), answers)
     np.testing.assert_allclose(reward[0], [-1, -4, -2, -3], rtol=1e-5)
-    np.testing.assert_allclose(got[0], advantage, rtol=1e-5)
+    np.testing.assert_allclose(got["advantage"][0], advantage, rtol=1e-5)
     assert float(policy) == pytest.approx((-(advantage * np.log(t).sum(-1)) + w * kl).mean(), rel=1e-5)
     # Of log t, a share p / (p + q) moves with log p and the rest with log q.
     of_t = (w - advantage)[:, None] / 4
