@@ -140,7 +140,7 @@ def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, betw
     state = jax.jit(lambda p: init_state(trained(task, p), optimizer, c.warm_step), out_shardings=state_at)(params)
     base = params if c.lora.rank else None
     step = make_step(task.model, c.warm_step, optimizer, mesh, batch_of(0))
-    with Progress("warm start: trained", steps, "steps") as progress:
+    with Progress("warm start: trained", steps, "steps", say) as progress:
         for i in range(steps):
             between()
             with using(mesh):
@@ -150,7 +150,7 @@ def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, betw
             progress.advance()
             if i == 0 or (i + 1) % 10 == 0 or i + 1 == steps:
                 refuse_diverged(np.isfinite(loss), i + 1, c.warm_start.lr)
-                say(f"warm start: step {i + 1}/{steps}  loss {loss:.3f} nats per token")
+    say(f"warm start: {steps} steps, loss {loss:.3f} nats per token")
     trained_params = state.params if base is None else merged(base, state.params, c.lora)
     refuse_diverged(all_finite(trained_params), steps, c.warm_start.lr)
     return trained_params
