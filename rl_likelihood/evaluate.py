@@ -97,7 +97,7 @@ def run(c: Config, workdir: Path | None, step: int | None, folder: Path | None) 
     # The metric `copied` compares answers with the training texts.
     read = dataclasses.replace(c, rubric=dataclasses.replace(c.rubric, path=""))  # only training reads rubrics
     task, params = load(read, training=c.eval.texts != "none", mesh=devices.learner, saved_model=saved_model)
-    initial = initial_model(c, workdir, devices.learner) if workdir is not None and c.eval.by_initial else None
+    initial = initial_model(c, workdir, saved[-1], devices.learner) if workdir and saved and c.eval.by_initial else None
     if workdir is not None:
         sharding_of = functools.partial(param_shardings, devices.learner)
         model, params, step, _ = checkpoint.restore_params(workdir, step, sharding_of)
@@ -122,10 +122,9 @@ def run(c: Config, workdir: Path | None, step: int | None, folder: Path | None) 
     print(json.dumps(row) if flags.FLAGS.json or not sys.stdout.isatty() else evaluation_text(row))
 
 
-def initial_model(c: Config, workdir: Path, mesh: Mesh) -> Params:
+def initial_model(c: Config, workdir: Path, meta: dict[str, Any], mesh: Mesh) -> Params:
     """The model that the run began with: from the workdir if it is there, else the config's. UserError if that is
-    another one."""
-    meta = checkpoint.describe(workdir)[3]
+    another one. `meta`: the JSON part of a checkpoint."""
     if distributed.share((workdir / checkpoint.INITIAL).is_dir()) and not meta["config"]["warm_start.steps"]:
         sharding_of = functools.partial(param_shardings, mesh)
         return checkpoint.restore_params(workdir / checkpoint.INITIAL, at=sharding_of)[1]

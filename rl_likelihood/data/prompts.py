@@ -366,7 +366,7 @@ def _validate(cfg: PromptConfig) -> None:
             raise UserError(f"prompt.{name} is empty; give the tag, for example {getattr(PromptConfig, name)!r}")
     for name in ("answer_open", "answer_close"):
         if getattr(cfg, name).endswith(">"):
-            raise UserError(f"prompt.{name} is {getattr(cfg, name)!r}; leave out its last '>', which is added after it")
+            raise UserError(f"prompt.{name} is {getattr(cfg, name)!r}; leave out its last '>', which the program adds")
 
 
 def _worked(example: Example, cfg: PromptConfig) -> Shots:

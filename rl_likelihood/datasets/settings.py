@@ -29,7 +29,7 @@ class DataConfig:
     )
     heldout_path: str = field("", "files: the held-out rows; empty: a split of train_path, or else some of its rows")
     train_split: str = field("", "which split to train on, if there are several; empty: train")
-    heldout_split: str = field("", "which split to hold out; empty: validation, or test if there is no validation")
+    heldout_split: str = field("", "the split to hold out; empty: validation if there is one, else test")
     fast_split: str = field("", "prepared: another split for the fast evaluations during training")
     prompt_column: str = field("prompt", "files: the field with the question, or with a conversation")
     answer_column: str = field("answer", "files: the field with the reference answer, text or a number")

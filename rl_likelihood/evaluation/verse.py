@@ -44,7 +44,7 @@ def syllables(word: str) -> int:
 
 
 def _spelled_ending(word: str) -> str:
-    """A word's letters from its last group of vowels to the end. A silent e at the end is no such group."""
+    """A word's letters from its last group of vowels to the end. A silent e at the end does not count as a group."""
     groups = list(_VOWELS.finditer(word.removesuffix("e") if len(word) > 3 else word))
     return word[groups[-1].start() :] if groups else word
 

@@ -206,7 +206,7 @@ def _as_words(unit: re.Match[str]) -> str:
 def _float(text: str) -> tuple[float | None, str]:
     """The value of a text, None where it has none, and its unit."""
     text = latex(text)
-    text = _UNIT_AT_END.sub(_as_words, _ABOUT.sub("=", text))  # no products here: 5 W is no unknown W
+    text = _UNIT_AT_END.sub(_as_words, _ABOUT.sub("=", text))  # letters at the end are a unit, as in 5 W
     node = _read(_core(text)) if len(text) <= 100 else None
     if node is None:
         return None, ""

@@ -145,10 +145,10 @@ def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, betw
             between()
             with using(mesh):
                 state, out, _ = step(state, base, batch_of(i))
-            loss = float(out["loss/answer"])
-            progress.note = f"loss {loss:.3f} nats per token"
             progress.advance()
-            if i == 0 or (i + 1) % 10 == 0 or i + 1 == steps:
+            if i == 0 or (i + 1) % 10 == 0 or i + 1 == steps:  # not every step, because reading waits for the device
+                loss = float(out["loss/answer"])
+                progress.note = f"loss {loss:.3f} nats per token"
                 refuse_diverged(np.isfinite(loss), i + 1, c.warm_start.lr)
     say(f"warm start: {steps} steps, loss {loss:.3f} nats per token")
     trained_params = state.params if base is None else merged(base, state.params, c.lora)

@@ -103,11 +103,15 @@ def test_the_initial_model_is_the_one_that_the_run_began_with(tmp_path):
     mesh = make_devices(first).learner
     untouched = load_model(first, mesh)[1]
     workdir = run(tmp_path / "plain", **short)
-    jax.tree.map(np.testing.assert_array_equal, initial_model(first, workdir, mesh), untouched)
+    jax.tree.map(
+        np.testing.assert_array_equal, initial_model(first, workdir, checkpoint.describe(workdir)[3], mesh), untouched
+    )
     with pytest.raises(
         UserError, match="model.preset = nano with seed = 1 is not; .*model.preset = nano with seed = 0"
     ):
-        initial_model(build(small_config(**short, seed=1)), workdir, mesh)
+        initial_model(build(small_config(**short, seed=1)), workdir, checkpoint.describe(workdir)[3], mesh)
     stored = run(tmp_path / "with a reference", **short, loss__kl="k3", loss__kl_coef=0.1)
     gone = build(small_config(**short, model__preset="", model__path=str(tmp_path / "gone")))
-    jax.tree.map(np.testing.assert_array_equal, initial_model(gone, stored, mesh), untouched)
+    jax.tree.map(
+        np.testing.assert_array_equal, initial_model(gone, stored, checkpoint.describe(stored)[3], mesh), untouched
+    )

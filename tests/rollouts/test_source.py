@@ -1,5 +1,6 @@
 """Where a run's batches come from: sampled in turn, sampled ahead, or given."""
 
+import contextlib
 import time
 
 import pytest
@@ -14,6 +15,19 @@ from rl_likelihood.task import load
 from tests.runs import run, small_config
 
 
+@contextlib.contextmanager
+def made_source(workdir, **changes):
+    """(the source of a run's batches, the task, its parameters); it is closed in the end."""
+    config = build(small_config(**changes))
+    devices = make_devices(config)
+    task, params = load(config, mesh=devices.learner)
+    source = make_source(task, devices, workdir, 0, None)
+    try:
+        yield source, task, params
+    finally:
+        source.close()
+
+
 def test_a_sampler_that_runs_ahead_stays_within_its_bound(tmp_path):
     run(tmp_path / "run", sampler__max_staleness=2, train__steps=6, eval__prompts=0)
     lags = [row["queue/lag"] for row in run_files.read(tmp_path / "run" / "metrics.jsonl")]
@@ -22,18 +36,12 @@ def test_a_sampler_that_runs_ahead_stays_within_its_bound(tmp_path):
 
 def test_the_sampler_of_a_shared_device_computes_only_while_the_learner_waits(tmp_path):
     """Two programs with collectives, started by two threads on the same devices, would wait for each other."""
-    config = build(small_config(sampler__max_staleness=2))
-    devices = make_devices(config)
-    task, params = load(config, mesh=devices.learner)
-    source = make_source(task, devices, tmp_path, 0, None)
-    try:
-        source.box.publish(0, sampler_weights(params, task.model, devices))
+    with made_source(tmp_path, sampler__max_staleness=2) as (source, task, params):
+        source.box.publish(0, sampler_weights(params, task.model, source.batches.devices))
         time.sleep(0.5)
         assert len(source.queue) == 0, "the learner's thread owns the devices"
         with source.devices_free():
             assert source.queue.get(0)[0].version == 0
-    finally:
-        source.close()
     assert not source.thread.is_alive()
 
 
@@ -51,19 +59,13 @@ class SlowLock:
 
 
 def test_waiting_for_shared_devices_is_waiting_for_the_sampler(tmp_path):
-    config = build(small_config(sampler__max_staleness=2))
-    devices = make_devices(config)
-    task, params = load(config, mesh=devices.learner)
-    source = make_source(task, devices, tmp_path, 0, None)
-    try:
+    with made_source(tmp_path, sampler__max_staleness=2) as (source, _, params):
         source.next(0, params)
         with source.devices_free():
             while not len(source.queue):
                 time.sleep(0.01)
         source.lock = SlowLock(source.lock)
         assert source.next(1, params).waited >= 0.4, "after the queue and after grading"
-    finally:
-        source.close()
 
 
 @pytest.mark.parametrize(
@@ -71,16 +73,10 @@ def test_waiting_for_shared_devices_is_waiting_for_the_sampler(tmp_path):
     [({}, Synchronous), ({"sampler__max_staleness": 1}, Asynchronous), ({"reward__name": "sft"}, Given)],
 )
 def test_every_source_gives_the_batch_of_its_step(overrides, kind, tmp_path):
-    config = build(small_config(**overrides))
-    devices = make_devices(config)
-    task, params = load(config, mesh=devices.learner)
-    source = make_source(task, devices, tmp_path, 0, None)
-    try:
+    with made_source(tmp_path, **overrides) as (source, task, params):
         assert isinstance(source, kind)
         for step in range(2):
             given = source.next(step, params)
             index = order(len(task.train), 2, 0)(step)
             assert [row.example.id for row in given.rows] == [task.train[i].example.id for i in index]
-            assert given.batch.completion.shape[:2] == (2, config.rows_per_prompt)
-    finally:
-        source.close()
+            assert given.batch.completion.shape[:2] == (2, task.config.rows_per_prompt)
