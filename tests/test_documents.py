@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs import writing
-from experiments import reward_model
+from experiments import base_rates, reward_model
 from rl_likelihood.config import all_fields, apply_preset, build
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.report import table_text
@@ -115,6 +115,27 @@ def test_claims_and_the_grid_are_those_of_the_result_files():
         measured = [one[0], one[1], one[4], one[6], other[0], other[2]]
         for cell, value in zip(shown, measured, strict=True):
             assert cell in (value.split(" (")[0], "-"), (name, cell, value)
+
+
+def test_the_tables_of_base_rates_are_those_of_their_results():
+    results = json.loads((RUNS / "base_rates.json").read_text())
+    assert base_rates.tables({task: results[task] for task in base_rates.TASKS}) in RESULTS
+
+
+def test_the_memory_of_the_plans_is_that_of_their_outputs():
+    """GiB of the learner step, and of the largest of the sampler's programs."""
+    pods = TEXTS["docs/pods.md"]
+    for heading, label, step, file in (
+        ("| micro-batch", "64 prompts", 3, "llama-3.1-8b_v5p-4x4x4_micro_64"),
+        ("| micro-batch", "4 prompts (the default)", 3, "llama-3.1-8b_v5p-4x4x4_micro_4"),
+        ("| mesh | prompts per", "1 x 4 x 4 x 1", 4, "llama-3.2-3b_32768_tokens_v5p-2x2x4"),
+    ):
+        output = (RUNS / "plans" / f"{file}.txt").read_text()
+        line = r"(?m)^(learner step|prefill|sampling) .*?([\d.]+) +\d+ s  yes$"  # total, seconds of compilation, fits
+        total = {program: float(gib) for program, gib in re.findall(line, output)}
+        (row,) = [row for row in cells(pods, heading) if row[0] == label]
+        sampler = max(total["prefill"], total["sampling"])
+        assert [float(cell) for cell in row[step : step + 2]] == [round(total["learner step"], 1), round(sampler, 1)]
 
 
 def test_the_tables_of_the_reward_model_are_those_of_its_results():
