@@ -61,6 +61,13 @@ def test_commands_and_fields_exist(name):
         assert field in all_fields(), field
 
 
+def test_commands_of_prepared_data_name_a_model():
+    """The default of configs/prepared.py is a folder that readers do not have."""
+    for name, text in {**TEXTS, "reward_model": (ROOT / "configs" / "reward_model.py").read_text()}.items():
+        for argument in re.findall(r"rl_likelihood\.train\s+--config=configs/prepared\.py:(\S+)", text):
+            assert "model=" in argument, (name, argument)
+
+
 def test_the_settings_of_the_commands_of_the_page_on_writing_fit_together():
     command = r"`python -m rl_likelihood\.\w+ --config=configs/writing\.py:(\S+)(.*?)`"
     commands = re.findall(command, TEXTS["docs/writing.md"])
