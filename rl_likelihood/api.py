@@ -1,4 +1,4 @@
-"""The package's Python interface, for notebooks and scripts: thin functions over the commands.
+"""Train and load runs, sample and score, from a notebook or script.
 
     from rl_likelihood import api
 
