@@ -10,7 +10,6 @@ Ctrl-C or a kill, the same command resumes and repeats no request. The config gr
 
 from __future__ import annotations
 
-import collections
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,9 +116,7 @@ def distill(f: Finder, workdir: Path) -> None:
                 else:
                     unread = "not in the format" if lines[i]["replies"] else "no reply"
                     dropped.append(row | {"dropped": why if group else unread})
-    write_results(workdir, DISTILL, good, dropped, f.task)
-    counts = collections.Counter(row["dropped"] for row in dropped).items()
-    reasons = "".join(f", {k} ({reason})" for reason, k in counts)
+    reasons = write_results(workdir, DISTILL, good, dropped, f.task)
     f.say(f"{len(good)} chains in {workdir / DISTILL}; dropped {len(dropped)}{reasons}")
 
 

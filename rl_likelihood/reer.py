@@ -8,7 +8,6 @@ compares the search with its controls. After Ctrl-C or a kill, the same command 
 
 from __future__ import annotations
 
-import collections
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,9 +58,7 @@ def search(f: Finder, workdir: Path) -> None:
     chains = {i: text for i, text in enumerate(firsts) if text is not None and not why[i]}
     ended = find(f, chains, Variant("search", cfg.max_copied)) if chains else {}
     good, dropped = rows_of(examples, firsts, why, ended)
-    write_results(workdir, REER, good, dropped, f.task)
-    counts = collections.Counter(row["dropped"] for row in dropped).items()
-    reasons = "".join(f", {n} ({reason})" for reason, n in counts)
+    reasons = write_results(workdir, REER, good, dropped, f.task)
     if not chains:
         raise UserError(
             f"reer.min_chain is {cfg.min_chain}, and of {len(firsts)} first chains none is of use{reasons}; see "

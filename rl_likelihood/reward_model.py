@@ -40,7 +40,14 @@ from rl_likelihood.mesh import put, ready
 from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.progress import Progress, duration
 from rl_likelihood.report.metrics import MetricsWriter
-from rl_likelihood.rollouts.local_judge import describe_decoder, load_head, local_judge, reader_of, save_head
+from rl_likelihood.rollouts.local_judge import (
+    LocalJudge,
+    describe_decoder,
+    load_head,
+    local_judge,
+    reader_of,
+    save_head,
+)
 from rl_likelihood.rollouts.policy_answers import policy_answers
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint, run_files
@@ -70,6 +77,7 @@ class Setup:
     model_path: str  # of the model that the run began with
     train: list[Comparison]
     heldout: list[Comparison]
+    judge: Judge
     run: Any  # the jitted judge of evaluations
 
 
@@ -153,7 +161,8 @@ def reward_model(c: Config, workdir: Path, only_evaluate: bool = False, force: b
         if path != BYTES:
             tokenizer.keep_tokenizer(reader.tokenizer, workdir / TOKENIZER, eos_ids)
         path = saved[2] if saved else path
-        setup = Setup(c, workdir, reader, model, path, train, heldout, make_judge(Judge("reward_model", model)))
+        judge = Judge("reward_model", model)
+        setup = Setup(c, workdir, reader, model, path, train, heldout, judge, make_judge(judge))
         say(f"{len(train)} comparisons to train on, {len(heldout)} held out")
         return _learn(setup, devices, params, stack, only_evaluate)
 
@@ -242,7 +251,7 @@ def _evaluate(s: Setup, state: TrainState) -> dict[str, Any]:
     of its scores, as judges read it."""
     head = state.opt_state.head
     size = min(len(s.heldout), s.config.eval.batch_prompts)
-    scores, cut = scores_of(s.run, JudgeParams(state.params, head), s.reader, s.heldout, size)
+    scores, cut = scores_of(LocalJudge(s.reader, s.judge, JudgeParams(state.params, head), s.run, size), s.heldout)
     rows = [Scored(r.prompt, r.answers, x, r.category, r.refers) for r, x in zip(s.heldout, scores, strict=True)]
     out = preference.summary(rows)
     spread = float(np.concatenate(scores).std())

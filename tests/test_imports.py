@@ -31,7 +31,6 @@ ALLOWED = {
 }
 ALLOWED["settings"] = set(ALLOWED)  # of every package below
 ALLOWED["tables"] = set(ALLOWED)
-ALLOWED["judge_checks"] = {"settings", "shapes"}
 ALLOWED["checks"] = set(ALLOWED)
 ALLOWED["config"] = set(ALLOWED)
 ALLOWED["runtime"] = {"model", "learner", "sampler", "weights", "settings", "tables", "config"} | GROUND

@@ -50,18 +50,15 @@ PRE_TOKENIZERS = {
 }
 
 
-def load_tokenizer(path: str | os.PathLike, require_template: bool = False) -> PreTrainedTokenizerFast:
+def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerFast:
     """The tokenizer of a Hugging Face folder, a .gguf file, or a folder with exactly one .gguf. Uses no network.
 
     It has the model's chat template, eos, bos and pad (None if the model has none). UserError for missing or broken
-    files, for a GGUF vocabulary of unknown kind, and with `require_template` for a tokenizer without a chat template.
+    files, and for a GGUF vocabulary of unknown kind.
     """
     path = Path(path)
     gguf = _gguf(path)
-    tokenizer = _from_gguf(gguf) if gguf else _from_folder(path)
-    if require_template:
-        set_template(tokenizer, "model", str(path))
-    return tokenizer
+    return _from_gguf(gguf) if gguf else _from_folder(path)
 
 
 def set_template(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TextIO
 import jax
 import numpy as np
 
-from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.data.prompts import EncodedExample, completion_ids
 from rl_likelihood.evaluation import conversations, statistics, texts, trace, verse
 from rl_likelihood.evaluation.records import FOLDER, identity_of, make_folder, read_or_begin, records_path
 from rl_likelihood.grading import graders
@@ -33,7 +33,7 @@ from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sampl
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.settings import largest_divisor
-from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Rollout
+from rl_likelihood.shapes import CHAIN, TAG, ChainFormat, Rollout
 from rl_likelihood.tables import grader_table
 from rl_likelihood.task import EVALUATE, Task
 
@@ -363,9 +363,10 @@ def _scores(
     task, answers = e.task, rollout.prompts
     pad, width = task.fmt.pad_id, rollout.completion.shape[-1]
     no_chain = answers_after(answers, task.fmt.close_think_ids, pad, width)
+    chains = [chain or Chain([], list(task.fmt.close_think_ids)) for chain in swapped]
     others = [
-        _after(chain or Chain([], list(task.fmt.close_think_ids)), row)
-        for chain, row in zip(swapped, rows, strict=True)
+        completion_ids(row, chain.chain, task.tokenizer, task.fmt, chain.tag)
+        for chain, row in zip(chains, rows, strict=True)
     ]
     parts = _parts(task, rows, rollout) if task.config.eval.trace else []
     given = [given_rollout(answers, after, pad, width) for after in (*parts, others)]
@@ -384,16 +385,7 @@ def _scores(
 
 def _parts(task: Task, rows: list[EncodedExample], rollout: Rollout) -> list[list[tuple[np.ndarray, np.ndarray]]]:
     """For each cut of TRACE, every question's answer after that part of its first sampled chain and closing tags."""
-    tag = list(task.fmt.close_think_ids)
     chains = [first_sampled_chain(rollout, i).chain for i in range(len(rows))]
     parts = [trace.cuts(ids, tokens_before_tags(np.asarray(ids, np.int32), task.fmt)) for ids in chains]
-    return [
-        [_after(Chain(part, tag), row) for part, row in zip(cut, rows, strict=True)] for cut in zip(*parts, strict=True)
-    ]
-
-
-def _after(chain: Chain, row: EncodedExample) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, segments) of a chain and this row's reference answer."""
-    parts = ((CHAIN, chain.chain), (TAG, chain.tag), (REFERENCE, row.answer_ids))
-    ids = np.concatenate([np.asarray(part, np.int32) for _, part in parts])
-    return ids, np.repeat(np.asarray([kind for kind, _ in parts], np.int32), [len(part) for _, part in parts])
+    after = lambda part, row: completion_ids(row, part, task.tokenizer, task.fmt)
+    return [[after(part, row) for part, row in zip(cut, rows, strict=True)] for cut in zip(*parts, strict=True)]

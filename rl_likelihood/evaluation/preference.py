@@ -140,10 +140,10 @@ def brier(p: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (np.asarray(p) - y) ** 2
 
 
-def ece(p: np.ndarray, y: np.ndarray, bins: int = BINS) -> float:
-    """Mean gap between probability and frequency in `bins` parts of equally many pairs."""
+def ece(p: np.ndarray, y: np.ndarray) -> float:
+    """Mean gap between probability and frequency in BINS parts of equally many pairs."""
     order = np.argsort(p, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
+    parts = [part for part in np.array_split(order, BINS) if len(part)]
     return float(sum(abs(p[part].mean() - y[part].mean()) * len(part) for part in parts) / len(p))
 
 

@@ -9,16 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rl_likelihood.report.metric_table import NOT_METRICS, Metric, metric
-from rl_likelihood.report.table import (
-    COLUMNS,
-    GRID_COLUMNS,
-    MISSING,
-    ON_REQUEST,
-    UNTOUCHED,
-    Block,
-    Cell,
-    Line,
-)
+from rl_likelihood.report.table import COLUMNS, GRID_COLUMNS, MISSING, ON_REQUEST, UNTOUCHED, Block, Cell, Line
 from rl_likelihood.runtime.console import counted
 
 # What a person looks at after a run.

@@ -24,15 +24,7 @@ from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
 from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts
 from rl_likelihood.rollouts.http_judge import HttpJudge
-from rl_likelihood.rollouts.local_judge import (
-    HEAD,
-    LocalJudge,
-    describe_decoder,
-    load_head,
-    local_judge,
-    on_device,
-    reader_of,
-)
+from rl_likelihood.rollouts.local_judge import HEAD, LocalJudge, describe_decoder, load_head, local_judge, reader_of
 from rl_likelihood.rollouts.pairwise_judge import PairwiseJudge
 from rl_likelihood.rollouts.rubric_judge import RubricJudge, form_of, judge_prompts_of, rubrics_of
 from rl_likelihood.rollouts.similar_answers import SimilarAnswers, similar_answers
@@ -135,10 +127,12 @@ def judge_of(task: Task, devices: Devices, workdir: Path) -> AnyJudge:
 
 
 def outside_judge(c: Config, devices: Devices, workdir: Path, questions: Sequence[str]) -> LocalJudge | HttpJudge:
-    """A judge outside the step: at an HTTP address, or on this process's first sampler device."""
+    """A judge outside the step: at an HTTP address, or on this process's first sampler device. On one device it has no
+    collectives, so no other thread's program waits for it."""
     if c.judge.remote:
         return HttpJudge(http_settings(c.judge, workdir), form_for(c))
-    return on_device(_local(c, questions), devices.sampler.devices.flat[0])
+    judge = _local(c, questions)
+    return dataclasses.replace(judge, params=jax.device_put(judge.params, devices.sampler.devices.flat[0]))
 
 
 def _local(c: Config, questions: Sequence[str]) -> LocalJudge:

@@ -68,10 +68,10 @@ def say_at_once(text: str) -> None:
             os.write(1, f"{text}\n".encode())
 
 
-def excerpt(text: str, most: int = 240) -> str:
-    """A text on one line: the middle of a longer one is replaced by [...]."""
-    line, half = " ".join(text.split()), most // 2
-    return line if len(line) <= most else f"{line[:half].rstrip()} [...] {line[-half:].lstrip()}"
+def excerpt(text: str) -> str:
+    """A text on one line: the middle of one with over 240 characters is replaced by [...]."""
+    line = " ".join(text.split())
+    return line if len(line) <= 240 else f"{line[:120].rstrip()} [...] {line[-120:].lstrip()}"
 
 
 def size(count: float) -> str:

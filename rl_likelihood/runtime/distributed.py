@@ -287,14 +287,11 @@ def by_first(act: Callable[[], Any]) -> Any:
     return value
 
 
-def refuse_unshared(file: Path, text: str, seconds: float = 60.0) -> None:
-    """SharedRefusal unless every process reads process 0's `text` in `file`. Otherwise the folder is not shared.
-
-    `seconds`: time for a slow file server, because an NFS client's listing may be a minute old.
-    """
+def refuse_unshared(file: Path, text: str) -> None:
+    """SharedRefusal unless every process reads process 0's `text` in `file`. Otherwise the folder is not shared."""
     if jax.process_count() == 1:
         return
-    who = _without(file, lambda: file.read_text() == text, seconds)
+    who = _without(file, lambda: file.read_text() == text, 60.0)  # an NFS client's listing may be a minute old
     if who:
         raise SharedRefusal(
             f"--workdir={file.parent} is not shared by all hosts: {who} cannot see what process 0 has written there; "

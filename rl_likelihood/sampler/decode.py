@@ -16,14 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from rl_likelihood.fields import field
 from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
-from rl_likelihood.model.decoding import (
-    Cache,
-    aligned_positions,
-    decode_step,
-    decoding_layout,
-    empty_cache,
-    prefill,
-)
+from rl_likelihood.model.decoding import Cache, aligned_positions, decode_step, decoding_layout, empty_cache, prefill
 from rl_likelihood.sampler import engine
 from rl_likelihood.sampler.draw import Cut, Ends, Request, choose, request_specs, row_keys
 from rl_likelihood.sampler.stop import first_match, stop_table

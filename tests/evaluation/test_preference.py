@@ -42,8 +42,8 @@ def test_known_numbers():
     assert (
         best_of([1, 0, 1]) == 0.5 and best_of([0, 1, 1]) == 0 and best_of([2, 1]) == 1 and best_of([1, 1, 1]) == 1 / 3
     )
-    assert ece(np.full(10, 0.7), np.array([1.0] * 7 + [0] * 3), bins=1) == pytest.approx(0)
-    assert ece(np.full(10, 0.9), np.array([1.0] * 7 + [0] * 3), bins=1) == pytest.approx(0.2)
+    y = np.array(([1.0] * 7 + [0] * 3) * 10)  # each of the ten parts has seven right ones
+    assert ece(np.full(100, 0.7), y) == pytest.approx(0) and ece(np.full(100, 0.9), y) == pytest.approx(0.2)
 
 
 def test_swapped_scores_give_one_minus_the_accuracy():
