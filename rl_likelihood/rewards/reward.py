@@ -124,7 +124,7 @@ class RewardConfig:
     )
     entropy_base: Literal["e", "2"] = field("e", "unit of entropy and trajectory rewards: nats or bits")
     vote_train: int = field(
-        0, "rows of each group that are trained on; majority_vote still counts all; 0: all", least=0
+        0, "chains of each group that are trained on; majority_vote still counts all; 0: all", least=0
     )
     sft_chain: Literal["none", "answer", "both"] = field(
         "none", "sft: train the answer alone, the answer after the data's chain, or chain and answer"
