@@ -11,6 +11,7 @@ import pytest
 from configs import writing
 from experiments import reward_model
 from rl_likelihood.config import all_fields, apply_preset, build
+from rl_likelihood.datasets import procedural
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.report import table_text
 from rl_likelihood.tables import reward_table
@@ -80,6 +81,11 @@ def test_the_table_of_rewards_has_every_name_once():
 def test_every_preset_is_named():
     listed = README.split("a whole published method:")[1].split(".\n")[0]
     assert sorted(re.findall(r"\w+", listed)) == sorted(PRESETS)
+
+
+def test_every_preset_of_questions_is_named():
+    rows = cells(TEXTS["docs/data.md"], "| preset | questions")
+    assert [row[0].strip("`") for row in rows] == list(procedural.PRESETS)
 
 
 def test_every_package_is_in_the_layout():
