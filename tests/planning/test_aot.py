@@ -210,7 +210,7 @@ def test_cpu_devices_stand_for_a_topology_up_to_their_number():
 
 @pytest.mark.skipif(WITH_LIBTPU, reason="libtpu is installed")
 def test_without_libtpu_the_extra_is_named():
-    with pytest.raises(UserError, match=r"not installed: pip install '\.\[tpu\]'.*cpu:8"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt -e '\.\[tpu\]'.*cpu:8"):
         aot.target("v5e:4x4")
 
 
