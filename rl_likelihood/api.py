@@ -89,7 +89,7 @@ class Run:
         try:
             import pandas
         except ImportError as e:
-            raise UserError("tables need pandas; install it with pip install -e '.[notebook]'") from e
+            raise UserError("tables need pandas; run pip install -c constraints.txt -e '.[notebook]'") from e
         path = self.workdir / name
         table = pandas.DataFrame(run_files.read(path) if path.exists() else [])
         return table.set_index("step") if "step" in table else table

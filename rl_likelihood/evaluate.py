@@ -1,7 +1,7 @@
 """Evaluate: python -m rl_likelihood.evaluate --config=... [--workdir=DIR] [--step=N] [--out=DIR].
 
 Prints a table on a terminal; elsewhere, or with --json, one JSON object. Appends that object to DIR/eval.jsonl
-(evaluation/statistics.py defines its numbers). DIR/evaluations has a record of each question. After Ctrl-C or a kill,
+(docs/metrics.md defines its numbers). DIR/evaluations has a record of each question. After Ctrl-C or a kill,
 the same command resumes. Without --workdir, the model that the config starts from is evaluated; --out=DIR then names
 the folder for the files.
 

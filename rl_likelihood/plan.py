@@ -2,9 +2,10 @@
 
     [--slices=N] [--memory_gib=X] [--search=False]
 
-Compiles the programs that `train` would run on a TPU (or on cpu:N), and prints the memory and time that they need. It
-needs no TPU and no weights, and runs nothing. Memory is the compiler's number. Time is a lower bound, and an estimate
-from the compiler's cycles.
+v5e:4x4 is a TPU v5e slice of 4 x 4 chips. The default is cpu:8, eight devices on this CPU.
+Compiles the programs that `train` would run, and prints the memory and time that they need. It runs nothing, and needs
+no weights and no TPU; to compile for a TPU it needs the package libtpu. Memory is the compiler's number. Time is a
+lower bound, and an estimate from the compiler's cycles.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 REER's search (2509.06160; docs/writing.md) finds a chain for each training question of the config. DIR/reer.jsonl has
 the useful chains, as rows for warm_start.chains=given and reward.sft_chain. DIR/heldout.jsonl has the held-out
-questions, DIR/dropped.jsonl the other questions with the reasons, and DIR/rounds.jsonl every candidate. A table
-compares the search with its controls. After Ctrl-C or a kill, the same command resumes.
+questions, DIR/dropped.jsonl the training questions without a useful chain and the reasons, and DIR/rounds.jsonl every
+candidate. A table compares the search with its controls; it is printed, and DIR/reer.json has its numbers. After Ctrl-C
+or a kill, the same command resumes.
 """
 
 from __future__ import annotations

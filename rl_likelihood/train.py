@@ -1,9 +1,11 @@
 """Train: python -m rl_likelihood.train --config=configs/NAME.py --workdir=DIR.
 
-    [--config.a.b=v ...] [--print_config] [--dry_run]
+    [--config.a.b=v ...] [--print_config] [--dry_run] [--force]
 
-Same workdir = resume. Read `learn` first: it is the whole loop.
+The same workdir resumes its run. With --force it resumes even if the config has changed.
 """
+
+# Read `learn` first: it is the whole loop.
 
 from __future__ import annotations
 

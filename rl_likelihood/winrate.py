@@ -5,9 +5,9 @@ The judge is a model's name, folder or .gguf file, a reward model's workdir, or 
 protocol, with --judge_name (the API key is in the environment variable JUDGE_API_KEY). It sees each pair of answers in
 both orders.
 
-First the judge is calibrated: it compares reference answers with reference answers to other questions, and with their
-own first halves. If either accuracy is not above chance, no win rate is printed. The output also has the accuracy of a
-judge that always prefers the longer answer. Prints one JSON object and appends it to --out.
+First the judge is tested: it compares reference answers with reference answers to other questions, and with their own
+first halves. If either accuracy is not above chance, there is no win rate, and the exit status is 2. The output also
+has the accuracy of a judge that always prefers the longer answer. Prints one JSON object and appends it to --out.
 """
 
 from __future__ import annotations

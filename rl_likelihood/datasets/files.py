@@ -144,8 +144,9 @@ def _zip_members(file: Path, name: str, dataset: Files) -> Iterator[tuple[str, b
         import pyzipper  # zipfile cannot decrypt AES
     except ImportError as e:
         raise UserError(
-            f"{file} is encrypted (AES), which needs the package pyzipper; run pip install pyzipper, or unpack it "
-            f"with the password {dataset.password.decode()!r} and name the unpacked file with --source"
+            f"{file} is encrypted (AES), which needs the package pyzipper; run pip install -c constraints.txt -e "
+            f"'.[data]', or unpack it with the password {dataset.password.decode()!r} and name the unpacked file with "
+            "--source"
         ) from e
     with pyzipper.AESZipFile(file) as archive:
         for n in fitting:
@@ -214,7 +215,7 @@ def from_hub(address: str, by_hand: str) -> str:
         import huggingface_hub
     except ImportError as e:
         raise UserError(
-            f"{address} needs the extra hub, the package huggingface_hub; run pip install -e '.[hub]', or {by_hand}"
+            f"{address} needs the package huggingface_hub; run pip install -c constraints.txt -e '.[hub]', or {by_hand}"
         ) from e
     name, _, revision = parts[1].partition("@")
     repository, below = f"{parts[0]}/{name}", "/".join(parts[2:])

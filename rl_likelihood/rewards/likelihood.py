@@ -242,7 +242,8 @@ def weighted_sum(
     return Objective(value, differences)
 
 
-# The per-row scores. Each is logged, and its mean over rows is an objective.
+# To add a likelihood reward, write a function of a chain and add it here. Its values are logged, and their mean over
+# the group is an objective.
 SCORES: dict[str, Score] = {
     "log_prob": log_prob,
     "avg_log_prob": avg_log_prob,
@@ -251,5 +252,4 @@ SCORES: dict[str, Score] = {
     "geo_mean_prob": geo_mean_prob,
 }
 
-# To add a likelihood reward, write a function and add it here.
 OBJECTIVES: dict[str, Objective] = {**{name: mean_of(score) for name, score in SCORES.items()}, "jepo": jepo}
