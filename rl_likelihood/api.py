@@ -200,8 +200,7 @@ def generate(
     rollout = decode.sample(run.weights, collated, key, cfg)
 
     def read(text: str) -> Generated:
-        chain = text.split(task.fmt.answer_open)[0].split(task.fmt.think_close)[0].strip()
-        return Generated(chain, extract_answer(text, task.fmt), text)
+        return Generated(task.fmt.chain_of(text).strip(), extract_answer(text, task.fmt), text)
 
     return [[read(text) for text in group] for group in sampled_texts(task, rollout)]
 

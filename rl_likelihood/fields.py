@@ -54,10 +54,15 @@ def choices(kind: Any) -> tuple:
     return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
 
 
+def nearest(value: Any, options: Iterable[str]) -> str:
+    """The option most like the value; "" if none is like it."""
+    return next(iter(difflib.get_close_matches(str(value), list(options), 1)), "")
+
+
 def did_you_mean(value: Any, options: Iterable[str]) -> str:
     """ "did you mean 'prob'? " for a value near one of the options, else nothing."""
-    near = difflib.get_close_matches(str(value), list(options), 1)
-    return f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(value, options)
+    return f"did you mean {near!r}? " if near else ""
 
 
 def one_of(name: str, value: Any, options: Iterable[str]) -> None:

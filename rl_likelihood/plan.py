@@ -22,6 +22,7 @@ from absl import flags
 
 from rl_likelihood.cli.command import from_flags, run_main
 from rl_likelihood.config import build, changed
+from rl_likelihood.files import gguf_of
 from rl_likelihood.learner.step import prompts_per_forward
 from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.planning import aot, programs
@@ -50,7 +51,7 @@ def model_shapes(c: Config, platform: str = "cpu") -> ModelConfig:
     elif (path / checkpoint.FOLDER).is_dir():  # the workdir of a run
         old = hugging_face.read_json(path / "config.json")
         return model_shapes(changed(c, {k: old[k] for k in ("model.path", "model.preset")}), platform)
-    elif path.exists() and (file := gguf_file.find(path)):
+    elif path.exists() and (file := gguf_of(path)):
         model = gguf_file.open_gguf(file).cfg
     elif path.is_dir():
         file = path / hugging_face.CONFIG

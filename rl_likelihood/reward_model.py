@@ -175,14 +175,9 @@ def reader_for(c: Config, saved: Model | None, questions: list[str]) -> tuple[Re
     else:
         model, path = (random_model(c.model.preset), BYTES) if c.model.preset else describe_decoder(c.model.path)
     text, eos_ids = load_tokenizer(path, c.judge.template, "judge.template")
-    if c.judge.max_prompt + c.judge.max_row > model.max_position:
-        raise UserError(
-            f"judge.max_prompt + judge.max_row = {c.judge.max_prompt + c.judge.max_row}, more than the "
-            f"{model.max_position} positions of the model; lower one"
-        )
     vocab = tokenizer.vocab_bytes(text, model.vocab_size)
     reader = Reader(text, vocab, SCORE._replace(date=c.prompt.date), c.judge.max_prompt, c.judge.max_row)
-    judged_text.refuse_template(reader)
+    judged_text.refuse_template(reader, model.max_position)
     judged_text.refuse_long(reader, questions)
     return reader, eos_ids
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
 from rl_likelihood.datasets.procedural import PRESETS
+from rl_likelihood.progress import counted
 from rl_likelihood.shapes import ENVIRONMENT, Example
 
 _WORDINGS = [preset.wording.split("{}") for preset in PRESETS.values() if preset.wording]
@@ -145,7 +146,7 @@ def digest_of_files(*paths: str) -> str:
 def named(rows: Sequence[str], what: str) -> str:
     """ "3 bad rows (...)": how many there are, and the first few."""
     first = f" ({'; '.join(rows[:5])}{'; ...' if len(rows) > 5 else ''})" if rows else ""
-    return f"{len(rows):,} {what}{'' if len(rows) == 1 else 's'}{first}"
+    return counted(len(rows), what) + first
 
 
 def _short(text: str) -> str:

@@ -24,11 +24,11 @@ from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.batching import answers_after, concat_rows, given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
-from rl_likelihood.progress import Progress
+from rl_likelihood.progress import Progress, counted
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts.host_rewards import candidate, sampled_texts
 from rl_likelihood.runtime import distributed, run_files
-from rl_likelihood.runtime.console import chains_words, counted
+from rl_likelihood.runtime.console import chains_words
 from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sample_ids_all, sampler_weights, using
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.sampler import decode, engine
@@ -238,7 +238,7 @@ def _record(task: Task, batch: Batch, i: int, samples: int, trained: texts.Runs)
     if task.config.eval.trace and batch.logp is not None:
         parts = batch.logp[i, len(entries) : -2]
         record["trace"] = [float(x) for x in (batch.logp[i, -1], *parts, batch.logp[i, 1])]
-    words = [_chain_text(text, task.fmt) for text in written[1:]]
+    words = [task.fmt.chain_of(text) for text in written[1:]]
     return record | {
         "no_chain": {**direct[0], "chain_tokens": len(task.fmt.close_think_ids), "samples": direct[1:]},
         "swapped": float(batch.logp[i, -2]) if batch.logp is not None and batch.swapped and batch.swapped[i] else None,
@@ -292,10 +292,6 @@ def tokens_before_tags(ids: np.ndarray, fmt: ChainFormat) -> int:
     end = ends[0] if ends else len(text)
     starts = np.cumsum([0, *map(len, pieces)])[:-1]
     return int((starts < end).sum())
-
-
-def _chain_text(text: str, fmt: ChainFormat) -> str:
-    return text.split(fmt.think_close)[0].split(fmt.answer_open)[0]
 
 
 def _answer_in(text: str, task: Task) -> str | None:

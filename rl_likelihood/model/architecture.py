@@ -152,6 +152,11 @@ def is_spec(x: Any) -> bool:
     return isinstance(x, Spec)
 
 
+def abstract(specs: dict[str, Any]) -> Params:
+    """The float32 shape of each parameter."""
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), specs, is_leaf=is_spec)
+
+
 def shardings(specs: dict[str, Any], mesh: Mesh) -> Params:
     """The sharding of each parameter on the mesh."""
     return jax.tree.map(lambda s: sharding(mesh, s.axes, s.shape), specs, is_leaf=is_spec)

@@ -128,14 +128,9 @@ def reader_of(
     model, tokenizer_at = describe_decoder(path)
     if load_head(path) is not None:
         form = judged_text.SCORE._replace(date=kept_date(Path(path)) or form.date)
-    if max_prompt + max_row > model.max_position:
-        raise UserError(
-            f"{names.limits}max_prompt + {names.limits}max_row = {max_prompt + max_row}, more than the "
-            f"{model.max_position} positions of the judge; lower one"
-        )
     text, _ = load_tokenizer(tokenizer_at, template, names.template)
     reader = Reader(text, tokenizer.vocab_bytes(text, model.vocab_size), form, max_prompt, max_row, names)
-    judged_text.refuse_template(reader)
+    judged_text.refuse_template(reader, model.max_position)
     judged_text.words_of(reader)
     return reader, model
 

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any, TextIO
 
+from rl_likelihood.progress import counted
 from rl_likelihood.runtime import distributed
 
 
@@ -77,11 +78,6 @@ def excerpt(text: str) -> str:
 def size(count: float) -> str:
     """Bytes for people: 16.9 MiB, 2.3 GiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
-
-
-def counted(n: int, what: str) -> str:
-    """ "1 question", "8 questions"."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def chains_words(samples: int) -> str:
