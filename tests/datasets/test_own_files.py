@@ -303,6 +303,19 @@ def test_rows_without_chains_are_no_worked_examples(tmp_path, tokenizer):
         render(load(cfg)[0][0], tokenizer, prompt)
 
 
+def test_prompts_may_show_fewer_worked_examples_than_the_warm_start_asks_for(tmp_path, tokenizer):
+    cfg = own(write(tmp_path / "train.jsonl", with_chains(3) + questions(3, start=3)))
+    prompt = resolve_prompt(PromptConfig(examples=2), cfg, most=4)
+    text = render(load(cfg, shown=prompt.shots)[0][0], tokenizer, prompt)
+    assert text.index("It is 0.") < text.index("It is 1.") < text.index("What is item 3?")
+    for_warm_start = dataclasses.replace(prompt, examples=4, examples_field="warm_start.examples")
+    with pytest.raises(UserError, match="warm_start.examples is 4, but there are 3 .*--config.warm_start.examples=3"):
+        render(load(cfg, shown=prompt.shots)[0][0], tokenizer, for_warm_start)
+    sums = [row | {"task": "basic_arithmetic"} for row in with_chains(1) + questions(3, start=3)]
+    cfg = own(write(tmp_path / "sums.jsonl", sums))
+    assert resolve_prompt(PromptConfig(examples=2), cfg, most=2).shots == (), "those of the task are enough"
+
+
 def test_the_instruction_comes_from_a_file(tmp_path, tokenizer):
     path = tmp_path / "system.txt"
     path.write_text("Antworte kurz.\n")
