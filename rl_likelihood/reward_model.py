@@ -36,6 +36,7 @@ from rl_likelihood.grading.graders import reference_of
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge
 from rl_likelihood.learner.reward_step import init_state, make_optimizers, make_reward_step, shardings
+from rl_likelihood.learner.step import all_finite
 from rl_likelihood.mesh import put, ready
 from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.progress import Progress, duration
@@ -61,7 +62,7 @@ from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.task import Model, checkpoint_model, load, load_model, load_tokenizer
 from rl_likelihood.training.comparisons import digest, encode, load_comparisons, scores_of
-from rl_likelihood.training.session import failure_in_status
+from rl_likelihood.training.session import failure_in_status, not_finite
 
 EVAL = "rm_eval.jsonl"
 
@@ -202,18 +203,18 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
     step, steps = int(state.step), c.train.steps
     if only_evaluate:
         return _evaluate(s, state)
+    stop = StopRequest()
+    stack.callback(stop.restore)
     writer = stack.enter_context(MetricsWriter(s.workdir, steps, step))
     writer.status("running", step)
     stack.enter_context(failure_in_status(writer))
     if step == 0:
         _evaluate(s, state)
-    rows_of, program, stop = order(len(s.train), c.train.prompts_per_step, c.seed), None, StopRequest()
-    stack.callback(stop.restore)
+    rows_of, program = order(len(s.train), c.train.prompts_per_step, c.seed), None
     progress = stack.enter_context(Progress("trained", steps, "steps", done=step))
-    meta = checkpoint_meta(s.workdir, c, s.model, s.model_path)
     while step < steps:
         if stop.requested:
-            checkpoint.save(manager, state, meta)
+            _save(s, manager, state)
             checkpoint.finish(manager)
             writer.status("interrupted", step)
             say(f"stopped after step {step}, saved; run the same command to resume")
@@ -227,18 +228,25 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
             state, out = ready(program(state, batch))
         step += 1
         out = {k: float(v) for k, v in out.items()}
-        if not np.isfinite(out["loss/preference"]) or not np.isfinite(out["grad/norm"]):
-            raise UserError(f"step {step}: the loss is not finite; lower optim.lr in a new workdir")
+        if bad := [k for k in ("loss/preference", "grad/norm") if not np.isfinite(out[k])]:
+            raise UserError(not_finite(step, bad, s.workdir))
         writer.metrics(step, out | {"judge/cut": cut, "time/learn": time.perf_counter() - begin})
         progress.advance()
         words = f"step {step}/{steps}  loss {out['loss/preference']:.4f}  pairs right {out['preference/accuracy']:.1%}"
         say(words + (f"  {duration(left)} left" if (left := progress.left()) else ""))
         if checkpoint.due(checkpoint_config, step, steps):
-            checkpoint.save(manager, state, meta)
+            _save(s, manager, state)
     checkpoint.finish(manager)
     numbers = _evaluate(s, state)
     writer.status("done", step)
     return numbers
+
+
+def _save(s: Setup, manager: checkpoint.Manager, state: TrainState) -> None:
+    """Saves a checkpoint. Refuses non-finite parameters."""
+    if not all_finite({"model": state.params, "head": state.opt_state.head}):
+        raise UserError(not_finite(int(state.step), ["the parameters"], s.workdir))
+    checkpoint.save(manager, state, checkpoint_meta(s.workdir, s.config, s.model, s.model_path))
 
 
 def _evaluate(s: Setup, state: TrainState) -> dict[str, Any]:

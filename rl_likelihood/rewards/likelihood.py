@@ -122,7 +122,7 @@ def above_best(values: Float[AnyArray, "P G"], keep: Keep) -> Float[Array, "P G"
     return values - _row(values, _best_row(values, keep))
 
 
-def _quotients_above_best(
+def quotients_above_best(
     tokens: Float[Array, "P G A"], n: Float[Array, "P G"], keep: Keep
 ) -> tuple[Float[Array, "P 1"], Float[Array, "P G"]]:
     """x_best and x_i - x_best of x = (sum over tokens) / n. The rounding error is relative to the difference, not to x.
@@ -168,7 +168,7 @@ def relative(score: Score, logp: LogProbs, mask: TokenMask, keep: Keep) -> Float
     if score is avg_prob:
         return _mean_probs_above_best(tokens, mask, answer_tokens(mask), keep)
     n = jnp.ones(keep.shape, jnp.float32) if score in (log_prob, prob) else answer_tokens(mask)
-    best, above = _quotients_above_best(tokens, n, keep)
+    best, above = quotients_above_best(tokens, n, keep)
     return probability(best) * jnp.expm1(above) if score in (prob, geo_mean_prob) else above
 
 
