@@ -84,6 +84,12 @@ def open_folder(path: Path) -> Source:
     return Source(cfg, files, shapes, read)
 
 
+def is_bfloat16(path: Path) -> bool:
+    """Whether every tensor of a folder is bfloat16."""
+    handles = map(_open, path.glob("*.safetensors"))
+    return all(handle.get_slice(name).get_dtype() == "BF16" for handle in handles for name in list(handle.keys()))
+
+
 def _split(path: Path, cfg: ModelConfig, files: dict, shapes: dict, read: Callable) -> Callable:
     """Tensors that hold several matrices one below the other are replaced by these; returns how to read all."""
     attend, rows = cfg.head_dim * cfg.kv_heads, {}
