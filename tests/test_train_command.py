@@ -14,7 +14,7 @@ REFUSED = [
     (["--config=configs/tiny.py", "--config.train.batch_size=8"], ["no field train.batch_size"]),
     (["--config="], ["--config is empty"]),
     (["--config=configs"], ["which is a folder"]),
-    (["--config=configs/tiny.py", "--config.reward=prob"], ["reward is a group", "--config.reward.name=VALUE"]),
+    (["--config=configs/tiny.py", "--config.reward=prob"], ["reward is a group", "such as reward.name"]),
     (["--config", "configs/tinny.py"], ["configs/tinny.py does not exist", "did you mean tiny.py?"]),
     (["--config=configs/tiny.py:gruop=4"], ["'gruop' is unknown", "group"]),
     (["--config=configs/tinny.py"], ["configs/tinny.py does not exist", "did you mean tiny.py?"]),
