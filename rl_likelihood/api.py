@@ -13,6 +13,8 @@ docs/python.md explains it.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import dataclasses
 import functools
 import html
@@ -27,14 +29,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rl_likelihood.cli.command import refuse_address
-from rl_likelihood.config import apply_preset, build, flatten, tree
+from rl_likelihood.cli.command import quiet_start, refuse_address
+from rl_likelihood.config import apply_preset, build, flatten, no_field, tree
 from rl_likelihood.data.prompts import EncodedExample, collate, completion_ids, encode_all
-from rl_likelihood.fields import did_you_mean
 from rl_likelihood.grading.graders import extract_answer
 from rl_likelihood.learner.batching import given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.rewards.intrinsic import INTRINSIC, SampledStats, in_base
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.rollouts.host_rewards import sampled_texts
 from rl_likelihood.run_model import run_on
@@ -47,6 +49,10 @@ from rl_likelihood.train import run as run_training
 
 if TYPE_CHECKING:
     import pandas
+
+quiet_start()  # XLA's flags and the cache of compiled programs, as the commands have them
+_COPIES = contextlib.ExitStack()  # of runs in buckets
+atexit.register(_COPIES.close)
 
 
 def config(file: str = "", fields: dict[str, Any] | None = None) -> ConfigDict:
@@ -67,8 +73,7 @@ def config(file: str = "", fields: dict[str, Any] | None = None) -> ConfigDict:
     known_fields = flatten(c)
     for name in fields:
         if name not in known_fields:
-            hint = did_you_mean(name, known_fields)
-            raise UserError(f"the config has no field {name}; {hint}docs/config.md lists all")
+            raise UserError(no_field(name, known_fields))
     with c.ignore_type():  # `build` checks types, in the words of the command line
         c.update_from_flattened_dict(fields)
     apply_preset(c, list(fields))
@@ -148,10 +153,9 @@ def train(config: ConfigDict, workdir: str | Path, force: bool = False) -> Run:
 
 
 def load_run(workdir: str | Path, step: int | None = None) -> Run:
-    """The run in a workdir, with the model of one checkpoint (by default the newest)."""
-    if bucket.is_address(workdir):
-        raise UserError(f"workdir is {workdir}; copy it to a folder (gcloud storage cp -r {workdir} .) and load that")
-    workdir = Path(workdir).expanduser()
+    """The run in a workdir, with the model of one checkpoint (by default the newest). A run in a bucket is copied to a
+    temporary folder, which Python deletes when it ends."""
+    workdir = _COPIES.enter_context(bucket.copied(os.path.expanduser(workdir), step))
     c = tree()
     if not (workdir / CONFIG).exists():
         raise UserError(f"{workdir} holds no {CONFIG}; give the workdir of a run")
@@ -207,10 +211,11 @@ def generate(
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The likelihood of an answer after a chain: the log-prob (nats) of each token, and the rewards in OBJECTIVES.
+    """The likelihood of an answer after a chain: the log-prob (nats) of each token, and rewards.
 
-    `chain`, `answer`: (token, log-prob) pairs. `rewards`: over the scored tokens of the answer (prompt.score_delims).
-    `without_chain`: the same rewards after an empty chain. A notebook shows it in colours.
+    `chain`, `answer`: (token, log-prob) pairs. `rewards`: those in OBJECTIVES, over the scored tokens of the answer
+    (prompt.score_delims), and those in INTRINSIC, over the tokens of the chain. `without_chain`: OBJECTIVES after an
+    empty chain. A notebook shows it in colours.
     """
 
     chain: list[tuple[str, float]]
@@ -225,15 +230,15 @@ class Score:
             style = f"background: hsl({hue:.0f} 80% 85%); color: black; white-space: pre-wrap"
             words.append(f'<span style="{style}" title="{logp:.3f} nats">{html.escape(token)}</span>')
         rows = "".join(
-            f"<tr><td>{name}</td><td>{value:.4g}</td><td>{self.without_chain[name]:.4g}</td></tr>"
-            for name, value in self.rewards.items()
+            f"<tr><td>{name}</td><td>{self.rewards[name]:.4g}</td><td>{value:.4g}</td></tr>"
+            for name, value in self.without_chain.items()
         )
         head = "<tr><th>reward</th><th>after the chain</th><th>without it</th></tr>"
         return f"<div>{''.join(words)}</div><table>{head}{rows}</table>"
 
 
 def score(run: Run, prompt: str, chain: str, answer: str) -> Score:
-    """Scores a chain and a reference answer after it: their log-probs, and the rewards in OBJECTIVES."""
+    """Scores a chain and a reference answer after it: their log-probs, and rewards."""
     task = run.task
     (row,) = run.encoded([Example("prompt", prompt, answer, chain)])
     targets = [completion_ids(row, text, task.tokenizer, task.fmt) for text in (chain, "")]
@@ -242,8 +247,8 @@ def score(run: Run, prompt: str, chain: str, answer: str) -> Score:
     collated = collate([row, row], np.arange(2), len(row.prompt_ids), len(row.answer_ids), task.fmt.pad_id)
     batch = to_batch(given_rollout(collated, targets, task.fmt.pad_id, width))
     step = dataclasses.replace(task.config.step, two_branches=False, temperature=1.0, micro_batch_prompts=0)
-    stats = make_score(task.model, step)(run.params, batch).stats
-    logp = np.asarray(stats.log_prob)[:, 0]
+    scored = make_score(task.model, step)(run.params, batch)
+    stats, logp = scored.stats, np.asarray(scored.stats.log_prob)[:, 0]
 
     def tokens(of_answer: bool) -> list[tuple[str, float]]:
         ids, kinds = targets[0]
@@ -254,4 +259,7 @@ def score(run: Run, prompt: str, chain: str, answer: str) -> Score:
         arguments = logp[i][None, None], np.asarray(batch.scored[i])[None], np.ones((1, 1), bool)
         return {name: float(objective(*arguments)[0]) for name, objective in OBJECTIVES.items()}
 
-    return Score(tokens(False), tokens(True), rewards(0), rewards(1))
+    sampled = SampledStats(stats.log_prob, stats.entropy, stats.self_certainty, scored.chain, task.model.vocab_size)
+    sampled = in_base(sampled, task.config.reward.entropy_base)
+    of_chain = {name: float(reward(sampled)[0, 0]) for name, reward in INTRINSIC.items()}
+    return Score(tokens(False), tokens(True), rewards(0) | of_chain, rewards(1))

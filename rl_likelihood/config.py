@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from rl_likelihood import fields
 from rl_likelihood.checks import validate
-from rl_likelihood.fields import one_of
+from rl_likelihood.fields import nearest, one_of
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import UserError
@@ -85,6 +85,21 @@ def flatten(config: ConfigDict | Any, prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, ConfigDict) or dataclasses.is_dataclass(value)
         out |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return out
+
+
+def no_field(name: str, known: Collection[str]) -> str:
+    """What is wrong with a name that is none of the config's fields `known`."""
+    inside = sorted((f for f in known if f.startswith(f"{name}.")), key=lambda f: not f.endswith(".name"))
+    if inside:
+        return f"{name} is a group of fields; set one of them, such as {inside[0]}"
+    if name in ("sampler.top_p", "sampler.top_k", "sampler.min_p"):
+        return (
+            f"the config has no field {name}: training would never sample what the cut leaves out, which biases the "
+            f"policy gradient; {name.replace('sampler', 'eval')} is for evaluations"
+        )
+    near = nearest(name, known) or next((f for f in known if f.endswith(name.rpartition(".")[2])), "")
+    hint = f"did you mean {near}?" if near else "docs/config.md lists all fields"
+    return f"the config has no field {name}; {hint}"
 
 
 def apply_preset(c: ConfigDict, overridden: Sequence[str] = ()) -> None:

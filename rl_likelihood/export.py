@@ -17,7 +17,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from safetensors import SafetensorError
@@ -27,7 +27,7 @@ from rl_likelihood.cli.command import run_main
 from rl_likelihood.data.tokenizer import save_tokenizer, vocab_bytes
 from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.decoder import ModelConfig, Params, count
-from rl_likelihood.model.lora import LoraConfig
+from rl_likelihood.model.lora import LoraConfig, as_base, merged
 from rl_likelihood.rollouts.local_judge import load_head, save_head
 from rl_likelihood.runtime import bucket, checkpoint
 from rl_likelihood.runtime.run_files import read_object
@@ -36,14 +36,14 @@ from rl_likelihood.runtime.workdir import INPUTS, tokenizer_path
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load_tokenizer
 from rl_likelihood.weights import files
-from rl_likelihood.weights.hugging_face import CONFIG, INDEX, WEIGHTS
+from rl_likelihood.weights.hugging_face import CONFIG, INDEX, WEIGHTS, is_bfloat16
 
 if TYPE_CHECKING:  # over a second to import
     from transformers import PreTrainedTokenizerBase
 
 ORIGIN = "export.json"  # in an exported folder: the run that it came from
 # The weights of an earlier upload, perhaps in another number of files. They are not deleted if they are uploaded again.
-OLD_WEIGHTS = [WEIGHTS, "model-?????-of-?????.safetensors", INDEX]
+OLD_WEIGHTS = [WEIGHTS, "model-?????-of-?????.safetensors", INDEX, files.ADAPTERS, "adapter_config.json"]
 
 
 def export(
@@ -90,19 +90,46 @@ def with_head(workdir: Path, params: Params, step: int, head: ValueHead) -> Para
     return {**params, "score": head.weight[None]}
 
 
-def export_adapters(workdir: Path, cfg: ModelConfig, adapters: Params, out: Path, dtype: str = "float32") -> None:
-    """Writes the adapters to a folder for peft. Also writes their base model to `out`/base, unless it is exactly the
-    model of a Hugging Face folder."""
-    files.refuse_adapters(out, cfg.family)
-    model_path, meta = checkpoint.describe(workdir)[2:]
+def lora_of(workdir: Path, meta: dict[str, Any]) -> LoraConfig:
+    """The settings of a run's adapters, from its checkpoint's meta."""
     if not meta.get("lora"):
         raise UserError(f"--adapters: {workdir} is a run without LoRA (lora.rank is 0); leave the flag out")
-    base = Path(model_path)
-    if meta["config"]["warm_start.steps"] or not (base / CONFIG).exists():
-        base = out / "base"
-        params = checkpoint.restore_params(workdir / checkpoint.INITIAL)[1]
-        export(cfg, params, tokenizer_path(workdir, model_path), base, dtype)
-    files.save_adapters(out, adapters, fields.read(LoraConfig, meta["lora"], "lora."), str(base.resolve()), dtype)
+    return fields.read(LoraConfig, meta["lora"], "lora.")
+
+
+def published_base(workdir: Path) -> str:
+    """Where peft finds exactly the base of a run's adapters: a name of the Hugging Face Hub, or a folder. "" if it is
+    in neither."""
+    model_path, meta = checkpoint.describe(workdir)[2:]
+    kind, folder, config = lora_of(workdir, meta).base_dtype, Path(model_path), meta["config"]
+    if config["warm_start.steps"] or kind == "int8" or not (folder / CONFIG).exists():
+        return ""
+    if kind == "bfloat16" and not is_bfloat16(folder):
+        return ""
+    of_hub = f"models--{config['model.path'].replace('/', '--')}" in folder.parts  # the Hub's cache
+    return config["model.path"] if of_hub else str(folder.resolve())
+
+
+def refuse_local_base(base: str) -> None:
+    """UserError unless the `published_base` is a name of the Hub."""
+    if not base or os.path.isabs(base):
+        raise UserError(
+            f"--push with --adapters: the base of these adapters is {base or 'a folder that --out will hold'}, not a "
+            "model of the Hugging Face Hub; leave out --adapters, which pushes one model"
+        )
+
+
+def export_adapters(workdir: Path, cfg: ModelConfig, adapters: Params, out: Path, dtype: str = "float32") -> None:
+    """Writes the adapters to a folder for peft. Also writes their base model, rounded as in training, to `out`/base,
+    unless it is the `published_base`."""
+    files.refuse_adapters(out, cfg.family)
+    base, (model_path, meta) = published_base(workdir), checkpoint.describe(workdir)[2:]
+    lora = lora_of(workdir, meta)
+    if not base:
+        base = str((out / "base").resolve())
+        params = as_base(checkpoint.restore_params(workdir / checkpoint.INITIAL)[1], lora)
+        export(cfg, merged(params, {"layers": {}}, lora), tokenizer_path(workdir, model_path), base, dtype)
+    files.save_adapters(out, adapters, lora, base, dtype)
 
 
 def main() -> None:
@@ -112,8 +139,6 @@ def main() -> None:
             raise UserError(f"--{name} is missing; write --workdir=DIR --out=HF_DIR")
     if flag.push and not re.fullmatch(r"[\w.-]+/[\w.-]+", flag.push):
         raise UserError(f"--push is {flag.push!r}; give a repository of the Hugging Face Hub, as owner/name")
-    if flag.push and flag.adapters:
-        raise UserError("--push with --adapters: adapters name their base by a folder of this machine; push one model")
     with bucket.copied(flag.workdir, flag.step) as workdir:
         write(workdir, Path(flag.out))
 
@@ -124,6 +149,8 @@ def write(workdir: Path, out: Path) -> None:
     refuse_workdir(out, workdir, checkpoint.describe(workdir)[2])
     if not flag.force:
         refuse_another(out, workdir)
+    if flag.push and flag.adapters:
+        refuse_local_base(published_base(workdir))
     cfg, params, step, model_path = checkpoint.restore_params(workdir, flag.step, alone=flag.adapters)
     try:
         if flag.adapters:

@@ -70,7 +70,7 @@ from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.task import Model, Task, checkpoint_model, load, trained
 from rl_likelihood.training.announcement import announce
-from rl_likelihood.training.best import Best
+from rl_likelihood.training.best import Best, best_line
 from rl_likelihood.training.dry_run import dry_run
 from rl_likelihood.training.micro_batch import with_micro_batch
 from rl_likelihood.training.programs import StepPrograms, on_devices
@@ -147,6 +147,8 @@ def run(c: Config, workdir: Path, force: bool = False, copy: bucket.Copy | None 
         writer.status("done" if finished else "interrupted", step)
     if finished and distributed.first():
         summary(workdir)
+        if c.train.best:
+            say(best_line(workdir, c.train.best, bool(c.data.fast_split)))
     elif not finished:
         if checkpoint.latest_step(workdir) is None:
             say("stopped before the first checkpoint; run the same command to start again")

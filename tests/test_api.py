@@ -3,17 +3,23 @@
 import dataclasses
 import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
 import nbclient
 import nbformat
 import numpy as np
 import pandas
 import pytest
+import tensorstore
 
 from rl_likelihood import api
 from rl_likelihood.config import build, flatten
-from rl_likelihood.runtime import run_files
+from rl_likelihood.model.decoder import forward, head_matrix
+from rl_likelihood.runtime import bucket, run_files
 from rl_likelihood.shapes import Example, UserError
 from tests.runs import small_config
 
@@ -30,8 +36,12 @@ def test_a_config_of_a_file_with_other_fields():
     c = api.config(str(ROOT / "configs/tiny.py") + ":steps=7", {"optim.lr": 1e-3, "preset": "dr_grpo"})
     assert (c.train.steps, c.optim.lr, c.preset) == (7, 1e-3, "dr_grpo")
     assert flatten(api.config())["model.preset"] == ""
-    with pytest.raises(UserError, match="no field optim.lrr; did you mean 'optim.lr'"):
+    with pytest.raises(UserError, match="no field optim.lrr; did you mean optim.lr?"):
         api.config(fields={"optim.lrr": 1.0})
+    with pytest.raises(UserError, match="no field sampler.top_p: .*biases the policy gradient; eval.top_p is for"):
+        api.config(fields={"sampler.top_p": 0.9})
+    with pytest.raises(UserError, match="optim is a group of fields; set one of them, such as optim.name"):
+        api.config(fields={"optim": 1e-3})
     with pytest.raises(UserError, match="nowhere.py does not exist"):
         api.config("nowhere.py")
 
@@ -46,9 +56,23 @@ def test_a_score_is_what_training_saw(run):
     scored = np.asarray(row["scored"], bool)
     without = np.asarray(row["answer_logp_no_chain"])[scored].sum()
     assert got.without_chain["log_prob"] == pytest.approx(without, abs=1e-3) == got.rewards["log_prob"]
+    assert {got.rewards[name] for name in ("self_certainty", "token_entropy", "trajectory_sum")} == {0}, "no chain"
     after = api.score(before, row["prompt"], "1 and 2", row["reference_answer"])
     assert after.without_chain == pytest.approx(got.without_chain) and after.rewards != got.rewards
     assert "".join(token for token, _ in after.chain).startswith("1 and 2")
+    (encoded,), chain = (
+        before.encoded([Example("prompt", row["prompt"], "0")]),
+        run.task.tokenizer("1 and 2", add_special_tokens=False).input_ids,
+    )
+    ids = np.concatenate([encoded.prompt_ids, chain]).astype(np.int32)
+    hidden = forward(before.params, run.task.model, ids[None], np.array([len(ids)])).prompt[0]
+    logp = np.asarray(jax.nn.log_softmax(hidden @ head_matrix(before.params).T))[-len(chain) - 1 : -1]
+    of_chain = {
+        "self_certainty": -logp.mean() - np.log(logp.shape[1]),
+        "token_entropy": (np.exp(logp) * logp).sum(1).mean(),
+        "trajectory_sum": logp[np.arange(len(chain)), chain].sum(),
+    }
+    assert {name: after.rewards[name] for name in of_chain} == pytest.approx(of_chain, abs=1e-3)
     page = after._repr_html_()
     assert page.count("<span") == len(after.chain) + len(after.answer) and "log_prob" in page
 
@@ -103,7 +127,7 @@ def test_a_prompt_that_just_fits_is_not_refused(run, monkeypatch):
         (lambda run: api.score(run, "3 + 4", "7" * 2048, "7"), "more than the model's 2048"),
         (lambda run: api.score(run, "3 + 4", "", ""), "empty answer"),
         (lambda run: api.load_run(run.workdir, 9), "no checkpoint of step 9"),
-        (lambda run: api.load_run("gs://bucket/run"), "gs://bucket/run; copy it to a folder"),
+        (lambda run: api.load_run("gs://bucket"), "as gs://bucket/run"),
         (lambda run: api.train("configs/tiny.py", run.workdir), "api.config"),
         (lambda run: api.train(api.config(), "gs:/bucket/run"), "workdir is gs:/bucket/run"),
         (lambda run: api.train(api.config(fields={"optim.lr": "high"}), run.workdir), "optim.lr is 'high'"),
@@ -122,6 +146,30 @@ def test_a_run_is_loaded_from_its_workdir_alone(run):
     assert metrics["reward/mean"].tolist() == [r["reward/mean"] for r in run_files.read(run.workdir / "metrics.jsonl")]
     with pytest.raises(UserError, match="holds no config.json"):
         api.load_run(run.workdir / "checkpoints")
+
+
+def test_a_run_in_a_bucket_is_loaded_from_a_copy(run, tmp_path, monkeypatch):
+    store = tensorstore.KvStore.open({"driver": "memory", "path": "run/"}).result()
+    monkeypatch.setenv("RL_LIKELIHOOD_CACHE", str(tmp_path))
+    monkeypatch.setattr(bucket, "open_store", lambda address: store)
+    copy = bucket.download("gs://bucket/run", store, tmp_path / "copy")
+    shutil.copytree(run.workdir, copy.folder, dirs_exist_ok=True)
+    copy.upload()
+    loaded = api.load_run("gs://bucket/run", step=1)
+    assert loaded.step == 1 and loaded.task.config == run.task.config
+    assert loaded.metrics["reward/mean"].tolist() == run.metrics["reward/mean"].tolist()
+    assert list(tmp_path.glob("run-*")) == [loaded.workdir], "while Python runs"
+
+
+def test_importing_sets_what_the_commands_set(tmp_path):
+    """XLA reads its flags, and jax looks for its cache, when they start."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    code = "from rl_likelihood import api; print(api.jax.config.jax_compilation_cache_dir, api.os.environ['XLA_FLAGS'])"
+    several = "--xla_force_host_platform_device_count=2"
+    own = {"RL_LIKELIHOOD_CACHE": str(tmp_path), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": several}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean | own, cwd=ROOT)
+    in_order = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+    assert done.stdout.split() == [str(tmp_path / "programs"), several, in_order], done.stderr
 
 
 def test_the_notebook_runs(monkeypatch):

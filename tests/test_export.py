@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -18,10 +19,11 @@ from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.tokenizer import load_tokenizer
 from rl_likelihood.export import export, export_adapters, refuse_another, refuse_workdir, run_id
 from rl_likelihood.model.decoder import ModelConfig
-from rl_likelihood.model.lora import LoraConfig
+from rl_likelihood.model.lora import LoraConfig, merged
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.weights import files
+from tests.commands import run_each
 from tests.model.test_lora import random_adapters
 from tests.servers import hub
 from tests.weights.make_checkpoints import BASE, CONFIGS, random_params, write
@@ -66,16 +68,19 @@ def test_command(tmp_path):
     assert stop == {"bos_token_id": None, "eos_token_id": base.eos_token_id, "pad_token_id": base.pad_token_id}
 
 
-def lora_run(folder, cfg):
-    """(its architecture, its adapters) of a run of adapters in `folder`, whose base is in no Hugging Face folder."""
-    write("qwen3", folder / "model")  # for the tokenizer
-    params = random_params(cfg, 1)
-    lora = LoraConfig(rank=2, targets=("q", "up"))
+def lora_run(folder, cfg, base_dtype="float32", of_folder="", warm_start=1, model="model"):
+    """(its architecture, its adapters) of a run of adapters in `folder`. `of_folder`: the type of the Hugging Face
+    folder `model` that has its base; without it, the base is a random model."""
+    write("qwen3", folder / model, of_folder or "float32")
+    params = files.load(folder / model)[1] if of_folder else random_params(cfg, 1)
+    lora = LoraConfig(rank=2, targets=("q", "up"), base_dtype=base_dtype)
     adapters = random_adapters(lora, cfg)
-    meta = {"model_config": dataclasses.asdict(cfg), "model_path": str(folder / "model")}
-    of_adapters = {"lora": dataclasses.asdict(lora), "config": {"warm_start.steps": 1}}
+    meta = {"model_config": dataclasses.asdict(cfg), "model_path": str(folder / model)}
+    config = {"warm_start.steps": warm_start, "model.path": "org/small"}
+    of_adapters = {"lora": dataclasses.asdict(lora), "config": config}
     for path, tree, more in ((folder / checkpoint.INITIAL, params, {}), (folder, adapters, of_adapters)):
-        state = TrainState(step=jnp.int32(0), params=jax.tree.map(jnp.asarray, tree), opt_state={})
+        stored = jax.tree.map(functools.partial(jnp.asarray, dtype="float32" if more else lora.stored_dtype), tree)
+        state = TrainState(step=jnp.int32(0), params=stored, opt_state={})
         checkpoint.save_initial(path, state, meta | more)
     return cfg, adapters
 
@@ -85,6 +90,26 @@ def test_adapters_and_their_base_are_written_in_the_type_asked_for(dtype, tmp_pa
     export_adapters(tmp_path / "run", *lora_run(tmp_path / "run", CONFIGS["qwen3"]), tmp_path / "out", dtype)
     for file in ("adapter_model.safetensors", "base/model.safetensors"):
         assert {str(x.dtype) for x in load_file(tmp_path / "out" / file).values()} == {dtype}
+
+
+@pytest.mark.parametrize(
+    "base_dtype, of_folder, written",
+    [
+        ("float32", "float32", False),
+        ("float32", "bfloat16", False),
+        ("bfloat16", "float32", True),
+        ("bfloat16", "bfloat16", False),
+        ("int8", "bfloat16", True),
+    ],
+)
+def test_adapters_stand_on_the_base_that_they_were_trained_on(base_dtype, of_folder, written, tmp_path):
+    folder, out = tmp_path / "run", tmp_path / "out"
+    cfg, adapters = lora_run(folder, CONFIGS["qwen3"], base_dtype, of_folder, warm_start=0)
+    export_adapters(folder, cfg, adapters, out)
+    base = json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == str((out / "base" if written else folder / "model").resolve())
+    added = merged(files.load(base)[1], adapters, LoraConfig(rank=2, targets=("q", "up")))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), added, checkpoint.restore_params(folder)[1])
 
 
 def test_adapters_that_peft_cannot_load_are_refused_before_their_base_is_written(tmp_path):
@@ -186,12 +211,39 @@ def test_tokenizer_of_another_model(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def uploaded(requests):
+    """(the lines of the one commit, its files, the paths that it deletes)."""
+    (commit,) = [body.decode() for path, _, body in requests if "/commit/" in path]
+    lines = [json.loads(line)["value"] for line in commit.splitlines()]
+    sent = {value["path"]: value["content"] for value in lines[1:] if "content" in value}
+    return lines, sent, {value["path"] for value in lines[1:] if "content" not in value}
+
+
+def test_adapters_of_a_model_of_the_hub_name_it_and_are_pushed(tmp_path):
+    of_hub, snapshot = tmp_path / "hub", "models--org--small/snapshots/0"
+    lora_run(of_hub, CONFIGS["qwen3"], of_folder="float32", warm_start=0, model=snapshot)
+    lora_run(tmp_path / "folder", CONFIGS["qwen3"], of_folder="float32", warm_start=0)
+    lora_run(tmp_path / "int8", CONFIGS["qwen3"], "int8", "float32", warm_start=0, model=snapshot)
+    lines = [[f"--workdir={tmp_path / n}", f"--out={tmp_path / 'out' / n}"] for n in ("hub", "folder", "int8")]
+    with hub() as (address, requests):
+        env = {"HF_ENDPOINT": address, "HF_TOKEN": "hf_secret"}
+        done, *refused = run_each("export", [[*line, "--adapters", "--push=me/model"] for line in lines], **env)
+    assert done.returncode == 0, done.stderr
+    sent = uploaded(requests)[1]
+    assert set(sent) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert json.loads(base64.b64decode(sent["adapter_config.json"]))["base_model_name_or_path"] == "org/small"
+    for other, words in zip(refused, (f"{tmp_path}/folder/model, not", "a folder that --out will hold"), strict=True):
+        assert other.returncode == 2 and words in other.stderr and "leave out --adapters" in other.stderr
+    assert not (tmp_path / "out" / "folder").exists()
+
+
 def test_a_folder_is_pushed_to_the_hub_with_the_token_and_without_what_names_this_machine(tmp_path):
     save_run(tmp_path)
     to = [f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--push=me/model"]
     first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
     others = ["README.md", "adapter/model.safetensors"]
-    there = [first, second, "model.safetensors.index.json", "model.safetensors", *others]
+    old = {first, second, "model.safetensors.index.json", "adapter_model.safetensors", "adapter_config.json"}
+    there = [*old, "model.safetensors", *others]
     with hub(there) as (address, requests):
         done = run(*to, HF_ENDPOINT=address, HF_TOKEN="hf_secret")
     assert done.returncode == 0, done.stderr
@@ -199,11 +251,8 @@ def test_a_folder_is_pushed_to_the_hub_with_the_token_and_without_what_names_thi
     assert {token for _, token, _ in requests} == {"Bearer hf_secret"}
     (created,) = [json.loads(body) for path, _, body in requests if path == "/api/repos/create"]
     assert created["organization"] == "me" and created["name"] == "model" and created["visibility"] == "private"
-    (commit,) = [body.decode() for path, _, body in requests if "/commit/" in path]
-    lines = [json.loads(line)["value"] for line in commit.splitlines()]
-    sent = {value["path"]: value["content"] for value in lines[1:] if "content" in value}
-    deleted = {value["path"] for value in lines[1:] if "content" not in value}
-    assert deleted == {first, second, "model.safetensors.index.json"}, "old weights, unless uploaded again"
+    lines, sent, deleted = uploaded(requests)
+    assert deleted == old, "old weights, unless uploaded again"
     assert set(sent) == {path.name for path in (tmp_path / "out").iterdir()} - {"export.json"}
     assert base64.b64decode(sent["config.json"]) == (tmp_path / "out" / "config.json").read_bytes()
     assert lines[0]["summary"].startswith("Step 3")

@@ -90,9 +90,18 @@ def test_other_prompts_or_code_are_refused_and_leave_the_workdir_as_it_was(tmp_p
 UNROLLED = {"model__layers": "unroll", "train__micro_batch_prompts": 1, "mesh__fsdp": 1, "mesh__tensor": 8}
 
 
-@pytest.mark.parametrize("how", [{}, UNROLLED], ids=["scanned", "unrolled"])
+MOVING = {"loss__reference_every": 2, "loss__reference_decay": 0.5}
+HOW = {
+    "scanned": {},
+    "unrolled": UNROLLED,
+    "moving": MOVING,
+    "moving adapters": MOVING | {"lora__rank": 2, "lora__targets": ("q", "up"), "optim__lr": 1e-2},
+}
+
+
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
 def test_a_run_with_state_of_its_own_resumes_bit_for_bit(how, tmp_path):
-    """RLPR's threshold and base scores, NOVER's proxy, a reference model."""
+    """RLPR's threshold and base scores, NOVER's proxy, a reference model that may move."""
     extra = {"reward__name": "0.5*rlpr + format + nover_rank + log_prob", "reward__baseline": "frozen"}
     extra |= {"loss__kl": "k3", "loss__kl_coef": 0.1, **how}
     extra |= {

@@ -119,6 +119,14 @@ def test_so_do_those_of_a_slice(topology, slices, of_sampler):
     assert len(chosen) == 1, chosen
 
 
+def test_the_settings_of_evaluation_reach_its_sampler_and_no_other():
+    cut = {"top_p": 0.95, "top_k": 20, "min_p": 0.1}
+    task, _ = load(build(small_config(eval__temperature=0.6, **{f"eval__{k}": v for k, v in cut.items()})))
+    sampler, training = task.eval_sampler(2), task.sampler()
+    assert sampler.temperature == (0.0, 0.6, 0.6) and {name: getattr(sampler, name) for name in cut} == cut
+    assert (training.temperature, training.top_p, training.top_k, training.min_p) == (1.0, 1.0, 0, 0.0)
+
+
 def test_layers_are_unrolled_on_a_cpu_and_scanned_elsewhere_unless_the_config_says():
     c = build(small_config(model__layers="auto"))
     assert [run_on(tiny(), c, platform).scan_layers for platform in ("cpu", "tpu", "gpu")] == [False, True, True]

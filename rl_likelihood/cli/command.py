@@ -15,7 +15,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from rl_likelihood.config import apply_preset, flatten, tree
+from rl_likelihood.config import apply_preset, flatten, no_field, tree
 from rl_likelihood.fields import nearest
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import outlive_the_terminal
@@ -235,17 +235,7 @@ def explained(error: BaseException, argv: list[str]) -> str:
         name = argument.removeprefix("--config.").partition("=")[0]
         if not argument.startswith("--config.") or name in fields:
             continue
-        inside = sorted((f for f in fields if f.startswith(f"{name}.")), key=lambda f: not f.endswith(".name"))
-        if inside:
-            return f"{name} is a group of fields; set one of them, as --config.{inside[0]}=VALUE"
-        if name in ("sampler.top_p", "sampler.top_k", "sampler.min_p"):
-            return (
-                f"the config has no field {name}: the learner's log-probs are of the whole distribution, so training "
-                f"samples from it; --config.{name.replace('sampler', 'eval')} is for evaluations"
-            )
-        near = nearest(name, fields) or next((f for f in fields if f.endswith(name.rpartition(".")[2])), "")
-        hint = f"; did you mean {near}?" if near else "; docs/config.md lists all fields"
-        return f"the config has no field {name}{hint}"
+        return no_field(name, fields)
     return _first_sentence(error)
 
 

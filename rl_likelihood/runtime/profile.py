@@ -33,15 +33,19 @@ class Profile:
         """To be called after step number `step`."""
         if self.running and step >= self.steps[1]:
             first, wall = self.began[0], time.perf_counter() - self.began[1]
-            self.close()
+            self._stop()
             say(f"profile  steps {first} to {step} in {self.folder}: tensorboard, xprof or ui.perfetto.dev")
             say(f"profile  {summary(self.folder, wall, step - first + 1)}")
 
     def close(self) -> None:
-        """Stops a running trace."""
+        """Stops a trace that still runs, at the end of a run."""
         if self.running:
-            jax.profiler.stop_trace()
-            self.running = False
+            self._stop()
+            say(f"profile  ended before step {self.steps[1]}, so without a summary; the trace is in {self.folder}")
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self.running = False
 
 
 # ---------------------------------------------------------------------------------------- what is in a trace

@@ -130,13 +130,11 @@ def memory_copies(task: Task, parameters: int, loops: bool) -> dict[str, float]:
     params = abstract(trained_specs(m, lora))
     optimizer = tree_bytes(jax.eval_shape(make_optimizer(task.config.optimizer).init, params)) / (4 * parameters)
     trained = tree_bytes(params) / (4 * parameters)
-    layers = 1 - m.vocab_size * m.width * (2 - m.tied) / parameters
     whole = abstract(param_specs(m))
     sampled = jax.eval_shape(functools.partial(decoding_layout, cfg=rollout_model(task.config, m)), whole)
-    copies: dict[str, float] = {"parameters": 1}
-    if lora.rank:
-        base = jax.eval_shape(lambda p: as_base(p, lora), whole)
-        copies = {"parameters": tree_bytes(base) / (4 * parameters), "adapters": trained}
+    held = jax.eval_shape(lambda p: as_base(p, lora), whole) if lora.rank else whole
+    layers = tree_bytes(held["layers"]) / (4 * parameters)
+    copies = {"parameters": tree_bytes(held) / (4 * parameters)} | ({"adapters": trained} if lora.rank else {})
     copies |= {"gradient": trained, "the optimizer's state": optimizer}
     copies["the sampler's copy"] = tree_bytes(sampled) / (4 * parameters)
     # A loop over micro-batches sums gradients, and unstacks unrolled layers first.

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rl_likelihood.report.metric_table import higher_is_better, metric
+from rl_likelihood.report.table_text import number
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.shapes import UserError
 
 FAST = "step "  # begins the stage of the evaluations every train.eval_every steps, which may be smaller
 
 
-def best_of(rows: Sequence[dict[str, Any]], name: str, higher: bool, fast_split: bool = False) -> tuple[int, int]:
-    """(best step, number of evaluations since). Only rows of eval.jsonl with as many questions and samples as the last
+def best_of(
+    rows: Sequence[dict[str, Any]], name: str, higher: bool, fast_split: bool = False
+) -> tuple[dict[str, Any], int]:
+    """(best row, number of evaluations since). Only rows of eval.jsonl with as many questions and samples as the last
     fast one count; `fast_split`: only the fast ones, which have other questions. Without a fast one, the last row takes
     its place. The first of equal values is the best."""
     fast = [row for row in rows if row.get("stage", "").startswith(FAST)]
@@ -27,7 +31,14 @@ def best_of(rows: Sequence[dict[str, Any]], name: str, higher: bool, fast_split:
         )
     values = [row[name] if higher else -row[name] for row in comparable]
     best = values.index(max(values))
-    return comparable[best]["step"], len(comparable) - 1 - best
+    return comparable[best], len(comparable) - 1 - best
+
+
+def best_line(workdir: Path, name: str, fast_split: bool) -> str:
+    """The console's line about the best step of a run that has ended."""
+    row = best_of(run_files.read(workdir / run_files.EVAL), name, higher_is_better(name), fast_split)[0]
+    value = number(row[name], metric(name))
+    return f"best     {name} {value} after step {row['step']}; evaluate and export take --step={row['step']}"
 
 
 class Best:
@@ -44,7 +55,10 @@ class Best:
 
         def read() -> tuple[int, int]:
             rows = run_files.read(self.path) if self.name and self.path.exists() else []
-            return best_of(rows, self.name, self.higher, self.fast_split) if rows else (-1, 0)
+            if not rows:
+                return -1, 0
+            row, since = best_of(rows, self.name, self.higher, self.fast_split)
+            return row["step"], since
 
         self.step, self.since = distributed.by_first(read)
 

@@ -257,7 +257,7 @@ def refuse_adapters(path: str | os.PathLike, family: str) -> None:
 def save_adapters(
     path: str | os.PathLike, adapters: Params, lora: LoraConfig, base: str, dtype: str = "float32"
 ) -> None:
-    """Write a folder that peft loads onto the model in the folder `base`."""
+    """Write a folder that peft loads onto the model `base`: a folder, or a name of the Hugging Face Hub."""
     path, arrays = Path(path), {}
     for name in lora.targets:
         a, b = (np.asarray(adapters["layers"][f"{name}_{part}"]).astype(jax.numpy.dtype(dtype)) for part in "ab")

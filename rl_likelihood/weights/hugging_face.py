@@ -84,6 +84,12 @@ def open_folder(path: Path) -> Source:
     return Source(cfg, files, shapes, read)
 
 
+def is_bfloat16(path: Path) -> bool:
+    """Whether every tensor of a folder is bfloat16."""
+    handles = map(_open, path.glob("*.safetensors"))
+    return all(handle.get_slice(name).get_dtype() == "BF16" for handle in handles for name in list(handle.keys()))
+
+
 def _split(path: Path, cfg: ModelConfig, files: dict, shapes: dict, read: Callable) -> Callable:
     """Tensors that hold several matrices one below the other are replaced by these; returns how to read all."""
     attend, rows = cfg.head_dim * cfg.kv_heads, {}
@@ -176,6 +182,9 @@ def config_from_hf(config: dict[str, Any], file: Path) -> ModelConfig:
             f"and head_dim = {head_dim} must be even; take the {CONFIG} that came with the weights"
         )
     theta, scaling = _rope(config, file, refuse, row)
+    positions = need("max_position_embeddings")
+    if isinstance(scaling, YarnScaling):  # Qwen's cards add yarn and leave max_position_embeddings as it was
+        positions = max(positions, int(scaling.factor * scaling.original_max_position))
     return ModelConfig(
         family=family,
         vocab_size=need("vocab_size"),
@@ -191,7 +200,7 @@ def config_from_hf(config: dict[str, Any], file: Path) -> ModelConfig:
         tied=bool(config.get("tie_word_embeddings", False)),
         query_width=0 if query_width == head_dim else query_width,
         local=local,
-        max_position=need("max_position_embeddings"),
+        max_position=positions,
         **_experts(config, row, need, refuse),
         **row.switches,
     )

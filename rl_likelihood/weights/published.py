@@ -28,6 +28,7 @@ PUBLISHED: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
     "qwen3-30b-a3b": ("qwen3_moe", 151936, 2048, 48, 32, 4, 128, 6144, False),
     "gemma-3-270m": ("gemma3_text", 262144, 640, 18, 4, 1, 256, 2048, True),
     "gemma-3-1b": ("gemma3_text", 262144, 1152, 26, 4, 1, 256, 6912, True),
+    "mistral-7b-v0.3": ("mistral", 32768, 4096, 32, 32, 8, 128, 14336, False),
     "olmo-2-0425-1b": ("olmo2", 100352, 2048, 16, 16, 16, 128, 8192, False),
     "olmo-2-1124-7b": ("olmo2", 100352, 4096, 32, 32, 32, 128, 11008, False),
     "phi-4": ("phi3", 100352, 5120, 40, 40, 10, 128, 17920, False),
@@ -45,13 +46,14 @@ MORE = {  # fields that only some have
     },
     "gemma-3-270m": {"sliding_window": 512},
     "gemma-3-1b": {"sliding_window": 512},
+    "mistral-7b-v0.3": {"sliding_window": None},
 }
 REST = {"max_position_embeddings": 8192, "rms_norm_eps": 1e-5}  # what shapes do not depend on
 
 
 def published(name: str) -> ModelConfig:
     """Shapes of a model by its name, with or without `-Instruct` and the publisher before it."""
-    short = name.rstrip("/").rpartition("/")[2].lower().removesuffix("-instruct").removesuffix("-it")
+    short = name.rstrip("/").rpartition("/")[2].lower().replace("-instruct", "").removesuffix("-it")
     if short not in PUBLISHED:
         near = difflib.get_close_matches(short, PUBLISHED, 1, 0.0)[0]
         raise UserError(

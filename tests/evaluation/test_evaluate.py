@@ -241,6 +241,21 @@ def test_the_keys_of_evaluation_are_never_those_of_training(tmp_path):
     assert len(set.union(*keys)) == 4 * 512 * 8
 
 
+def test_sampled_chains_follow_the_settings_of_evaluation(tmp_path):
+    """Cut to the likeliest id, they are the greedy ones, after a chain and without."""
+    task, params = stirred(*task_of(eval__samples=2))
+    for top_p, greedy in ((1.0, False), (1e-6, True)):
+        cut = dataclasses.replace(task, config=build(small_config(eval__samples=2, eval__top_p=top_p)))
+        records = records_of(tmp_path / str(top_p), evaluated(cut, params, task.heldout, folder=tmp_path / str(top_p)))
+        same = [
+            r["samples"][0]["text"] == r["greedy"]["text"]
+            and {s["answer"] for s in r["samples"]} == {r["greedy"]["answer"]}
+            and {s["answer"] for s in r["no_chain"]["samples"]} == {r["no_chain"]["answer"]}
+            for r in records
+        ]
+        assert len(records) == 5 and all(same) == greedy
+
+
 def test_many_chains_of_the_first_questions_beside_one_of_all(questions, tmp_path):
     task, params = letters(task_of(**questions, eval__samples=1)[0])
     settings = build(small_config(**questions, eval__samples=1, eval__mc_samples=4, eval__mc_prompts=3))

@@ -43,10 +43,12 @@ def test_peft_computes_our_logits(name, targets, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-def test_peft_loads_what_the_command_wrote(tmp_path):
-    """A run from random weights, so that the command writes their base too."""
+@pytest.mark.parametrize("base_dtype", ["float32", "int8"])
+def test_peft_loads_what_the_command_wrote(base_dtype, tmp_path):
+    """A run from random weights, so that the command writes their base too, rounded as in training."""
     lora = {"lora__rank": 2, "lora__targets": ("q", "v", "up"), "optim__lr": 1e-2, "train__steps": 3}
-    folder, out = run(tmp_path / "run", eval__prompts=0, **lora), tmp_path / "out"
+    folder = run(tmp_path / "run", eval__prompts=0, lora__base_dtype=base_dtype, **lora)
+    out = tmp_path / "out"
     (done,) = run_each("export", [[f"--workdir={folder}", f"--out={out}", "--adapters"]])
     assert done.returncode == 0 and "adapters of" in done.stdout, done.stderr
     base = json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"]

@@ -10,7 +10,7 @@ from rl_likelihood import plan
 from rl_likelihood.config import build
 from rl_likelihood.model.decoder import is_spec
 from rl_likelihood.model.decoding import empty_cache
-from rl_likelihood.model.lora import LoraConfig, trained_specs
+from rl_likelihood.model.lora import MATRICES, LoraConfig, trained_specs
 from rl_likelihood.planning import aot, programs
 from rl_likelihood.planning.judges import texts_of_step
 from rl_likelihood.planning.programs import Plan, byte_format
@@ -158,6 +158,20 @@ def test_a_rubric_s_judge_reads_a_text_for_each_criterion(tmp_path):
     assert 1 < report["programs"][-1]["flops"] / (2 * tokens * matrices) < 3
     for changes, texts in (({"rubric__aggregate": "implicit"}, 2), ({"rubric__items": 1}, 2), ({}, 24)):
         assert texts_of_step(build(small_config(**{**rubric, **changes})), 2) == texts
+
+
+@pytest.mark.parametrize("base_dtype, share", [("float32", 1), ("bfloat16", 1 / 2), ("int8", 1 / 4)])
+def test_a_planned_base_is_as_large_as_it_is_stored(base_dtype, share):
+    """Of an int8 base only the matrices are rounded to 8 bits; the rest is in bfloat16."""
+    whole, base = (
+        programs.held_bytes(plan_on(1, lora__rank=2, lora__base_dtype=kind))["reference"]
+        for kind in ("float32", base_dtype)
+    )
+    params = random_params(random_model("nano"))
+    matrices = sum(params["layers"][name].size for name in MATRICES)
+    scales = 2 * (64 + 128 + 32 + 32) * (base_dtype == "int8")  # outputs of q, k and v, of gate and up, of o, of down
+    in_bytes = 4 * share * matrices + max(4 * share, 2) * (whole / 4 - matrices) + 4 * scales
+    assert base == in_bytes
 
 
 def test_a_plan_with_adapters_holds_one_base_and_moments_of_adapters_alone():

@@ -1,6 +1,8 @@
 """A trace of some steps, and the refusal of steps that are none."""
 
 import ast
+import gzip
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,8 +48,11 @@ def test_a_trace_of_the_steps_asked_for_and_of_no_others(tmp_path, capsys):
     profile.close()
     assert running == [False, True, True, False, False]
     assert len(list((tmp_path / "run").rglob("*.xplane.pb"))) == 1
-    assert len(list((tmp_path / "run").rglob("perfetto_trace.json.gz"))) == 1
-    assert "steps 2 to 3" in capsys.readouterr().out and not (tmp_path / "off").exists()
+    (file,) = (tmp_path / "run").rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    assert any(event.get("ph") == "X" and event["dur"] > 0 for event in events)
+    out = capsys.readouterr().out
+    assert "steps 2 to 3" in out and "without a summary" not in out and not (tmp_path / "off").exists()
 
 
 def test_a_run_that_resumes_between_the_steps_traces_the_rest(tmp_path, monkeypatch, capsys):
@@ -60,6 +65,16 @@ def test_a_run_that_resumes_between_the_steps_traces_the_rest(tmp_path, monkeypa
         profile.after(step)
     out = capsys.readouterr().out
     assert "steps 3 to 4 in" in out and "2 steps" in out and out.count("profile ") == 2
+
+
+def test_a_run_that_ends_between_the_steps_says_that_it_has_no_summary(tmp_path, capsys):
+    profile = Profile(tmp_path, (1, 3))
+    profile.before(1)
+    profile.after(1)
+    profile.close()
+    profile.close()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("profile  ended before step 3") and list(tmp_path.rglob("*.xplane.pb"))
 
 
 @pytest.mark.slow

@@ -58,6 +58,22 @@ def test_the_sampler_s_copy_is_as_large_as_it_is_stored(sampled, scales):
     assert copies["the optimizer's state"] == pytest.approx(2, rel=1e-3)
 
 
+@pytest.mark.parametrize("base_dtype, size, scales", [("float32", 4, 0), ("bfloat16", 2, 0), ("int8", 1, SCALES)])
+def test_a_base_and_the_copy_of_its_layers_are_counted_in_the_base_s_type(base_dtype, size, scales):
+    c = small_config(lora__rank=2, lora__base_dtype=base_dtype, model__layers="unroll", mesh__fsdp=1, mesh__tensor=8)
+    task, params = load(build(c))
+    matrices, layers, whole = (
+        sum(x.size for x in jax.tree.leaves(tree))
+        for tree in ({name: params["layers"][name] for name in MATRICES}, params["layers"], params)
+    )
+    copies = memory_copies(task, whole, loops=True)
+    in_bytes = {name: value * 4 * whole for name, value in copies.items()}
+    stored = size * matrices + 4 * scales
+    assert in_bytes["a copy of the layers"] == pytest.approx(stored + max(size, 2) * (layers - matrices), abs=0.1)
+    assert in_bytes["parameters"] == pytest.approx(stored + max(size, 2) * (whole - matrices), abs=0.1)
+    assert in_bytes["adapters"] == in_bytes["gradient"] < in_bytes["parameters"] / 2
+
+
 def test_the_announced_micro_batch_is_the_packed_step_s():
     def small(**changes):
         return build(small_config(sampler__group_size=2, train__prompts_per_step=4, **changes))

@@ -8,8 +8,13 @@ from rl_likelihood.config import build
 from rl_likelihood.report.metric_table import higher_is_better
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.shapes import UserError
-from rl_likelihood.training.best import best_of
+from rl_likelihood.training import best
 from tests.runs import rows, run, small_config
+
+
+def best_of(*args, **kwargs):
+    row, since = best.best_of(*args, **kwargs)
+    return row["step"], since
 
 
 def evaluations(*values, questions=4, samples=1):
@@ -27,6 +32,13 @@ def test_an_evaluation_of_other_questions_or_samples_is_not_compared():
     full = evaluations(0.9, questions=100)
     assert best_of([*full, *evaluations(0.1, 0.5, 0.3)], "greedy_success", True) == (10, 1)
     assert best_of([*evaluations(0.9, samples=3), *evaluations(0.1)], "greedy_success", True) == (0, 0)
+
+
+def test_a_finished_run_names_its_best_step(tmp_path):
+    for row in evaluations(0.25, 0.75, 0.5):
+        run_files.append(tmp_path / run_files.EVAL, row)
+    line = best.best_line(tmp_path, "greedy_success", fast_split=False)
+    assert line == "best     greedy_success 75.0% after step 10; evaluate and export take --step=10"
 
 
 def staged(stage, step, value, questions):
@@ -66,7 +78,10 @@ def test_a_run_without_progress_ends_keeps_its_best_step_and_stays_ended(tmp_pat
     run(tmp_path / "run", **few)
     evaluated = run_files.read(tmp_path / "run" / "eval.jsonl")
     assert [row["step"] for row in evaluated] == [0, 1, 2, 2] and evaluated[-1]["stage"].startswith("after 2 steps")
-    assert "without a better perplexity than that of step 0" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "without a better perplexity than that of step 0" in out
+    value = evaluated[0]["perplexity"]
+    assert out.splitlines()[-1] == f"best     perplexity {value:.3f} after step 0; evaluate and export take --step=0"
     assert checkpoint.latest_step(tmp_path / "run") == 2
     assert checkpoint.restore_params(tmp_path / "run", 0)[2] == 0, "the best one"
     assert not (tmp_path / "run" / "checkpoints" / "1").exists()

@@ -200,6 +200,17 @@ def test_config_files_of_published_models():
     assert config_from_hf(qwen | {"use_sliding_window": True}, file).local.which == (False,) * 30 + (True,) * 2
 
 
+def test_yarn_extends_a_model_whose_file_has_the_positions_before_it():
+    """Qwen2.5's card tells users to add these three fields and no other."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    qwen, file = MISTRAL_7B | {"model_type": "qwen2"}, Path("config.json")
+    assert config_from_hf(qwen | {"rope_scaling": yarn}, file).max_position == 131072
+    extended = {"max_position_embeddings": 163840, "rope_scaling": yarn}
+    assert config_from_hf(qwen | extended, file).max_position == 163840, "the file may say more"
+    dynamic = {"rope_scaling": {"type": "dynamic", "factor": 4.0}}
+    assert config_from_hf(qwen | dynamic, file).max_position == 32768
+
+
 REFUSED = {
     "gelu": ("gemma3", {"hidden_activation": "gelu"}, ["hidden_activation", "'gelu'"]),
     "capped": ("gemma3", {"final_logit_softcapping": 30.0}, ["final_logit_softcapping", "30.0"]),

@@ -28,6 +28,7 @@ COUNTS = {
     "qwen3-30b-a3b": 30_532_123,
     "gemma-3-270m": 268_098,
     "gemma-3-1b": 999_886,
+    "mistral-7b-v0.3": 7_248_024,
     "olmo-2-0425-1b": 1_484_917,
     "olmo-2-1124-7b": 7_298_617,
     "phi-4": 14_659_507,
@@ -48,10 +49,11 @@ def test_published_shapes_have_the_published_numbers_of_parameters():
 
 def test_only_gemma_has_a_window():
     windows = {name: published(name).local.window for name in PUBLISHED if published(name).local}
-    assert windows == {"gemma-3-270m": 512, "gemma-3-1b": 512, "smollm3-3b": 0}, "phi-4 has none"
+    assert windows == {"gemma-3-270m": 512, "gemma-3-1b": 512, "smollm3-3b": 0}, "phi-4 and Mistral v0.3 have none"
 
 
 def test_names_may_have_a_publisher_and_instruct():
     assert published("HuggingFaceTB/SmolLM2-135M-Instruct") == published("smollm2-135m")
+    assert published("mistralai/Mistral-7B-Instruct-v0.3") == published("mistral-7b-v0.3")
     with pytest.raises(UserError, match=r"model 'org/Qwen2.5-4B-Instruct'.*nearest is qwen2.5-(3b|14b)"):
         published("org/Qwen2.5-4B-Instruct")
