@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -136,7 +136,7 @@ class Conversations:
                 break
             ids, count = ragged(replies)
             prefix = TurnPrefix(ids.reshape(*shape, -1), count.reshape(shape), going.reshape(shape))
-            rows, written = turns.take_turn(weights, rows, prefix, request, settings)
+            rows, written = turns.take_turn(weights, rows, prefix, request, settings, say_compiled)
             ids, logp, length = (np.asarray(x).reshape(len(flat), *x.shape[2:]) for x in written)
             spoken = []
             for k in np.flatnonzero(going):
@@ -243,6 +243,12 @@ class Conversations:
         for row, paid in zip(ran, self._asked("reward", calls), strict=True):
             row.failed = paid is None
             row.paid = paid or Paid()
+
+
+@functools.cache
+def say_compiled(positions: int, shape: Hashable) -> None:
+    """Says once for each shape that a turn is compiled, which takes minutes on an accelerator."""
+    say(f"compiles a turn of {positions:,} positions")
 
 
 def mesh_of(weights: Params) -> Mesh | None:
