@@ -273,6 +273,11 @@ def messages_of(task: Task, rollout: Rollout, i: int, j: int) -> list[dict[str, 
     ]
 
 
+def spoken(messages: Sequence[dict[str, str]]) -> str:
+    """What the model wrote in a conversation, as one text."""
+    return " | ".join(m["text"] for m in messages if m["role"] == "assistant")
+
+
 def task_of(row: EncodedExample) -> dict[str, Any]:
     """The question's field `environment`, which the environment gets."""
     return json.loads(row.example.check)["environment"]

@@ -19,6 +19,7 @@ from rl_likelihood.rollouts.conversations import (
     number_of,
     say_compiled,
     say_longer,
+    spoken,
     targets_of,
     task_of,
 )
@@ -77,6 +78,7 @@ def test_a_row_is_references_messages_and_replies_in_turn(loaded):
     messages = messages_of(task, rollout, 0, 0)
     assert [m["role"] for m in messages] == ["assistant", "environment"] * 2 + ["assistant"]
     assert messages[1]["text"] == "reply 1"
+    assert spoken(messages) == " | ".join(messages[k]["text"] for k in (0, 2, 4))
 
 
 def test_a_turn_is_compiled_and_said_once_for_a_width_whatever_the_turn_before(loaded, capsys):
