@@ -3,8 +3,8 @@
     python -m experiments.seeds [--config=quickstart|calculator] [--seeds=0,1,2] [--only_table]
 
 All seeds have the same held-out questions; sampling and the order of the training questions differ. Writes
-experiments/results/CONFIG_seeds.json and prints the table of docs/results.md. A seed takes four minutes on two cores
-(quickstart) or under 50 minutes (calculator). The same command resumes.
+experiments/results/CONFIG_seeds.json and prints a table like that of docs/results.md. A seed takes four minutes on two
+cores (quickstart) or under 50 minutes (calculator). The same command resumes.
 """
 
 from __future__ import annotations

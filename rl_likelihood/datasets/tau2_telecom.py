@@ -1,9 +1,9 @@
 """tau2-bench telecom (Barres et al. 2025): which tool does a phone line's agent call next?
 
 Read from tasks.json, split_tasks.json, db.toml and user_db.toml together. The environment (envs/telecom.py) plays
-every task, so histories hold its real replies. Answers are calls as sorted JSON; `extra` names the task and, as
-alternatives, the other calls that remain, which may as well come next, and which arguments count where not all do
-(`compare_args`). Splits are tau2's, by task.
+every task, so histories hold its real replies. Answers are calls as sorted JSON. `extra` names the task, the
+arguments that count where not all do (`compare_args`), and in rows of reference calls the other remaining calls, which
+may as well come next (`alternatives`). Splits are tau2's, by task.
 """
 
 import dataclasses
@@ -63,7 +63,9 @@ def parse(record: dict, location: Location) -> Row:
     system = system_prompt("compact", "json", at_once=at_once)
     prompt = telecom_turns.question(system, task, turn, _ALL if at_once else _NEXT)
     name = f"{task.id} {record['number']}"
-    extra = {"task": task.id, "issue": task.issue, "turn": record["number"], "alternatives": turn.remaining[1:]}
+    extra = {"task": task.id, "issue": task.issue, "turn": record["number"]}
+    if turn.alternatives:
+        extra["alternatives"] = turn.alternatives
     if any(names is not None for names in turn.compared):
         extra[COMPARED] = turn.compared  # of a transfer, whose summary may say anything
     # Many tasks have one ticket, so a question has several answers: task and turn are a row's key.

@@ -12,12 +12,12 @@ from rl_likelihood.envs.tools import Call
 
 
 class Turn(NamedTuple):
-    """Calls are sorted JSON. `remaining` are the calls still to be made, the answer first: any may be as good.
+    """Calls are sorted JSON. `alternatives`: other calls that may come next as well.
     `compared`: of each call of the answer the arguments that count, None for all (tau2's compare_args)."""
 
     history: tuple[tuple[str, str], ...]  # (call, reply)
     answer: str
-    remaining: tuple[str, ...]
+    alternatives: tuple[str, ...] = ()
     thought: str = ""
     compared: tuple[tuple[str, ...] | None, ...] = (None,)
 
@@ -29,13 +29,15 @@ def turns(world: World, task: telecom.Task, calls: Sequence[Call], thoughts: Seq
     rows, history, compared = [], [], {gold.call.name: gold.compared for gold in task.gold}
     for n, call in enumerate(calls):
         thought = thoughts[n] if thoughts else ""
-        rows.append(Turn(tuple(history), texts[n], tuple(texts[n:]), thought, (compared.get(call.name),)))
+        rows.append(Turn(tuple(history), texts[n], thought=thought, compared=(compared.get(call.name),)))
         history.append((texts[n], telecom.call(state, *call)))
     return rows
 
 
 def reference_turns(world: World, task: telecom.Task) -> list[Turn]:
-    return turns(world, task, task.reference)
+    """One row for each reference call. Its alternatives are the later ones, because their order is nearly free."""
+    rows = turns(world, task, task.reference)
+    return [row._replace(alternatives=tuple(later.answer for later in rows[n:])) for n, row in enumerate(rows, start=1)]
 
 
 def expert_turns(world: World, task: telecom.Task) -> list[Turn]:
@@ -51,7 +53,7 @@ def whole(world: World, task: telecom.Task) -> list[Turn]:
     """One row: all reference calls as one JSON list."""
     texts = [text_of(call) for call in task.reference]
     answer = json.dumps([json.loads(text) for text in texts], ensure_ascii=False)
-    return [Turn((), answer, tuple(texts), compared=tuple(gold.compared for gold in task.gold))]
+    return [Turn((), answer, compared=tuple(gold.compared for gold in task.gold))]
 
 
 def conversation(world: World, task: telecom.Task) -> list[Turn]:

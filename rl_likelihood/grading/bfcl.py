@@ -87,14 +87,12 @@ def _is_one_of(value: Any, options: list, described: dict[str, Any]) -> bool:
     if type(value) is not kind:
         # A variable's name in place of a value: the options are names too, and compared as they are.
         return written is not None and type(value) is written and value in options
-    if written not in (kind, None) and not inner:
+    if written not in (kind, None):
         return value in options
     if kind is dict:
         return any(_is_dict(value, option) for option in options if option != "")
     if inner is dict:
-        return any(
-            len(value) == len(option) and all(map(_is_dict, value, option)) for option in options if option != ""
-        )
+        return any(len(value) == len(option) and all(map(_is_dict, value, option)) for option in options)
     if kind is list:
         return [_plain(x) for x in value] in [[_plain(x) for x in option] for option in options]
     if kind is str:

@@ -170,14 +170,19 @@ def own_tokens(plan: Plan) -> int:
     if not plan.config.converses:
         return plan.sampler.max_sampled
     before = (s.max_turns - 1) * s.max_chain + max(0, s.max_turns - 2) * s.max_env_tokens
-    return turns.padded(before) + turns.padded(s.max_env_tokens) + s.max_chain
+    return turns.padded(before) + reply_tokens(plan) + s.max_chain
+
+
+def reply_tokens(plan: Plan) -> int:
+    """The width of an environment's longest reply; 0 if the first message is also the last."""
+    s = plan.config.sampler
+    return turns.padded(s.max_env_tokens) if s.max_turns > 1 else 0
 
 
 def trace_turn(plan: Plan, weights: Any) -> Any:
     """The last turn of conversations, the longest one: the reply that precedes it and its decode loop, traced."""
     mesh, model, s = plan.devices.sampler, plan.model, plan.config.sampler
-    (p, g), c = at_once(plan), own_tokens(plan)
-    width = c - turns.padded(s.max_env_tokens) - s.max_chain
+    p, g = at_once(plan)
 
     def shape(x: Any, *over: str | None) -> jax.ShapeDtypeStruct:
         axes = (*over, *[None] * (x.ndim - len(over)))
@@ -187,20 +192,18 @@ def trace_turn(plan: Plan, weights: Any) -> Any:
     array = jax.ShapeDtypeStruct
     request = abstract_request(plan, (1, 1))
     started = jax.eval_shape(lambda w, r: turns.start_rows(w, model, r), weights, request)
-    own = jax.tree.map(lambda x: array(tuple(n or width for n in x.shape), x.dtype), started.cache.own)
+    own = jax.tree.map(lambda x: each(array(tuple(n or own_tokens(plan) for n in x.shape), x.dtype)), started.cache.own)
     rows = turns.Rows(
-        cache=started.cache._replace(
-            prompt=jax.tree.map(lambda x: shape(x, "data"), started.cache.prompt), own=jax.tree.map(each, own)
-        ),
-        used=each(array((p, g, width), jnp.bool_)),
+        cache=started.cache._replace(prompt=jax.tree.map(lambda x: shape(x, "data"), started.cache.prompt), own=()),
+        used=each(array((p, g, own_tokens(plan)), jnp.bool_)),
         hidden=each(started.hidden),
         prompt_length=shape(started.prompt_length, "data"),
         keys=each(started.keys),
         sampled=each(started.sampled),
     )
-    ids, many = array((p, g, turns.padded(s.max_env_tokens)), jnp.int32), array((p, g), jnp.int32)
+    ids, many = array((p, g, reply_tokens(plan)), jnp.int32), array((p, g), jnp.int32)
     given = turns.TurnPrefix(each(ids), each(many), each(array((p, g), jnp.bool_)))
-    return turns.turn.trace(weights, rows, given, request, turns.TurnSettings(model, s.max_chain, mesh), width)
+    return turns.turn.trace(weights, rows, own, given, request, turns.TurnSettings(model, s.max_chain, mesh))
 
 
 def decoding_weights(model: ModelConfig, mesh: Mesh, shared: Any, layer: Any) -> Any:

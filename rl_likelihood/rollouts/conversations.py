@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -137,7 +137,7 @@ class Conversations:
             count = np.asarray([len(reply) for reply in replies], np.int32)
             ids = padded(replies, int(count.max()))
             prefix = TurnPrefix(ids.reshape(*shape, -1), count.reshape(shape), going.reshape(shape))
-            rows, written = turns.take_turn(weights, rows, prefix, request, settings)
+            rows, written = turns.take_turn(weights, rows, prefix, request, settings, say_compiled)
             ids, logp, length = (np.asarray(x).reshape(len(flat), *x.shape[2:]) for x in written)
             spoken = []
             for k in np.flatnonzero(going):
@@ -246,6 +246,12 @@ class Conversations:
             row.paid = paid or Paid()
 
 
+@functools.cache
+def say_compiled(positions: int, shape: Hashable) -> None:
+    """Says once for each shape that a turn is compiled, which takes minutes on an accelerator."""
+    say(f"compiles a turn of {positions:,} positions")
+
+
 def mesh_of(weights: Params) -> Mesh | None:
     """The mesh on which the sampler's weights are; None if they are on one device."""
     return getattr(weights["embed"].sharding, "mesh", None)
@@ -266,6 +272,11 @@ def messages_of(task: Task, rollout: Rollout, i: int, j: int) -> list[dict[str, 
         }
         for start, end in zip([0, *ends[:-1]], ends, strict=False)  # no message: the environment could not start
     ]
+
+
+def spoken(messages: Sequence[dict[str, str]]) -> str:
+    """What the model wrote in a conversation, as one text."""
+    return " | ".join(m["text"] for m in messages if m["role"] == "assistant")
 
 
 def task_of(row: EncodedExample) -> dict[str, Any]:

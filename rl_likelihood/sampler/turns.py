@@ -1,14 +1,15 @@
 """Samples conversations: rows continue after the environment's tokens, and earlier keys and values stay in the cache.
 
 `start_rows` computes each prompt once for its group. `take_turn` appends the environment's reply to every row, in one
-forward, and samples the model's next message. Between turns the caches are packed, which frees the unused positions of
-the last turn. A row's random numbers come from its own key and the number of tokens that it has sampled, so its ids do
-not depend on other rows.
+forward, and samples the model's next message. Before each turn the caches are packed, layer by layer, which frees the
+unused positions of the turn before. A row's random numbers come from its own key and the number of tokens that it has
+sampled, so its ids do not depend on other rows.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import jax
@@ -22,12 +23,16 @@ from rl_likelihood.model.decoding import Cache, Positions, decode_step, empty_ca
 from rl_likelihood.sampler.draw import Request, choose, request_specs, row_keys
 from rl_likelihood.shapes import AnyArray
 
-# Widths of caches and replies are rounded up to 0, this, twice this, four times this, ... Each width is compiled once.
+# Widths of packed tokens and of replies are rounded up to 0, this, twice this, four times this, ... A turn is compiled
+# once for each pair of them.
 WIDTH = 64
 
 
+Axes = tuple[str | None, str | None]  # the mesh axes of prompts and of a group's rows
+
+
 class Rows(NamedTuple):
-    """The rows between two turns, on the device. C: positions in the cache for a row's own tokens."""
+    """The rows between two turns, on the device. A turn deletes their caches. C: positions for a row's own tokens."""
 
     cache: Cache  # leading axes: [P] for the prompts, [P, G] for the rows' own keys and values
     used: Bool[Array, "P G C"]  # positions that hold one of the row's tokens; these are in order
@@ -84,16 +89,28 @@ class TurnSettings(NamedTuple):
 
 
 def take_turn(
-    weights: Params, rows: Rows, prefix: TurnPrefix, request: Request, settings: TurnSettings
+    weights: Params,
+    rows: Rows,
+    prefix: TurnPrefix,
+    request: Request,
+    settings: TurnSettings,
+    announce: Callable[[int, Hashable], None] = lambda positions, shape: None,
 ) -> tuple[Rows, Turn]:
-    """One turn: appends the given ids, then samples at most `settings.max_tokens` ids, up to an end-of-sequence id."""
+    """One turn: appends the given ids, then samples at most `settings.max_tokens` ids, up to an end-of-sequence id.
+
+    Before a turn after the first, `announce` gets a row's positions and the shape for which the turn is compiled.
+    """
     width = padded(int(np.asarray(rows.used.sum(-1)).max()))
     padding = padded(prefix.ids.shape[-1]) - prefix.ids.shape[-1]
     prefix = prefix._replace(
         ids=np.pad(prefix.ids, [(0, 0), (0, 0), (0, padding)], constant_values=int(request.pad_id)),
         count=np.where(prefix.going, prefix.count, 0),
     )
-    return turn(weights, rows, prefix, request, settings, width)
+    positions = width + prefix.ids.shape[-1] + settings.max_tokens
+    if width:
+        announce(positions, (width, prefix.ids.shape, request.prompt.shape, settings))
+    rows = packed(rows, width, positions, _axes(request, settings.mesh), settings.mesh)
+    return turn(weights, rows._replace(cache=Cache(rows.cache.prompt, ())), rows.cache.own, prefix, request, settings)
 
 
 def padded(n: int) -> int:
@@ -101,30 +118,30 @@ def padded(n: int) -> int:
     return 0 if n == 0 else max(WIDTH, 1 << (n - 1).bit_length())
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "width"))
+@functools.partial(jax.jit, static_argnames=("settings",), donate_argnames=("own",))
 def turn(
-    weights: Params, rows: Rows, prefix: TurnPrefix, request: Request, settings: TurnSettings, width: int
+    weights: Params, rows: Rows, own: tuple, prefix: TurnPrefix, request: Request, settings: TurnSettings
 ) -> tuple[Rows, Turn]:
-    """`take_turn` as one program. `width`: the cache positions into which the rows' earlier tokens are packed."""
+    """`take_turn` on packed rows, as one program. `own`: the rows' own caches, which are changed in place."""
     axes = _axes(request, settings.mesh)
     leading, row_specs = PartitionSpec(*axes), _row_specs(*axes)
 
-    def part(weights: Params, rows: Rows, prefix: TurnPrefix, request: Request) -> tuple[Rows, Turn]:
-        return _turn(weights, rows, prefix, request, settings, width)
+    def part(weights: Params, rows: Rows, own: tuple, prefix: TurnPrefix, request: Request) -> tuple[Rows, Turn]:
+        return _turn(weights, rows, own, prefix, request, settings)
 
-    return _spread(part, settings.mesh, (row_specs, leading, request_specs(*axes)), (row_specs, leading))(
-        weights, rows, prefix, request
-    )
+    specs = (row_specs, leading, leading, request_specs(*axes))
+    return _spread(part, settings.mesh, specs, (row_specs, leading))(weights, rows, own, prefix, request)
 
 
 def _turn(
-    weights: Params, rows: Rows, prefix: TurnPrefix, request: Request, settings: TurnSettings, width: int
+    weights: Params, rows: Rows, own: tuple, prefix: TurnPrefix, request: Request, settings: TurnSettings
 ) -> tuple[Rows, Turn]:
     """One turn of the rows of one device."""
     cfg, max_tokens = settings.model, settings.max_tokens
     p, g, e = prefix.ids.shape
-    own, used = _packed(rows, width, e + max_tokens)
-    cache, hidden = Cache(rows.cache.prompt, own), rows.hidden
+    used, hidden = rows.used, rows.hidden
+    width = used.shape[-1] - e - max_tokens  # the positions of earlier tokens
+    cache = Cache(rows.cache.prompt, jax.tree.map(lambda x: x.reshape(p * g, *x.shape[2:]), own))
     in_prompt = jnp.arange(cache.prompt[0][0].shape[-1]) < rows.prompt_length[:, None]
     position = rows.prompt_length[:, None] + used.sum(-1)
     index = jnp.arange(used.shape[-1]) - width
@@ -169,20 +186,44 @@ def _turn(
     return rows._replace(cache=cache, used=used, hidden=hidden, sampled=rows.sampled + written.length), written
 
 
-def _packed(rows: Rows, width: int, extra: int) -> tuple[tuple, Bool[Array, "P G C"]]:
-    """(the rows' own caches [P x G, ...], positions in use). Their tokens move to the first `width` positions; `extra`
-    free positions follow."""
-    p, g, c = rows.used.shape
-    kept_width = min(width, c)
-    order = jnp.argsort(~rows.used, axis=-1, stable=True)[..., :kept_width].reshape(p * g, kept_width)
-    padding = (0, width - kept_width + extra)
+def packed(rows: Rows, width: int, positions: int, axes: Axes, mesh: Mesh | None) -> Rows:
+    """The rows with their tokens in the first `width` of `positions` positions. The old caches are deleted."""
+    order, used = _order(rows.used, width, positions, axes, mesh)
     own = []
-    for keys, values in rows.cache.own:
-        k, v = (x.reshape(p * g, *x.shape[2:]) for x in (keys, values))
-        k = jnp.take_along_axis(k, order[:, None, None, :], 3)
-        v = jnp.take_along_axis(v, order[:, None, :, None], 2)
-        own.append((jnp.pad(k, [(0, 0)] * 3 + [padding]), jnp.pad(v, [(0, 0), (0, 0), padding, (0, 0)])))
-    return tuple(own), jnp.arange(width + extra) < rows.used.sum(-1, keepdims=True)
+    for layer in rows.cache.own:
+        own.append(_packed_layer(layer, order, positions, axes, mesh))
+        jax.tree.map(lambda x: x.delete(), layer)  # so that only one layer is held twice
+    return rows._replace(cache=Cache(rows.cache.prompt, tuple(own)), used=used)
+
+
+@functools.partial(jax.jit, static_argnames=("width", "positions", "axes", "mesh"))
+def _order(
+    used: Bool[Array, "P G C"], width: int, positions: int, axes: Axes, mesh: Mesh | None
+) -> tuple[Int[Array, "P G K"], Bool[Array, "P G N"]]:
+    """(where the first tokens are, the positions in use once they are packed)."""
+    leading = PartitionSpec(*axes)
+
+    def part(_, used):
+        order = jnp.argsort(~used, axis=-1, stable=True)[..., :width]
+        return order, jnp.arange(positions) < used.sum(-1, keepdims=True)
+
+    return _spread(part, mesh, (leading,), (leading, leading))((), used)
+
+
+@functools.partial(jax.jit, static_argnames=("positions", "axes", "mesh"))
+def _packed_layer(
+    layer: tuple[Array, Array], order: Int[Array, "P G K"], positions: int, axes: Axes, mesh: Mesh | None
+) -> tuple[Array, Array]:
+    """The keys and values of one layer at the positions in `order`, then free positions."""
+    leading = PartitionSpec(*axes)
+
+    def part(_, layer, order):
+        k = jnp.take_along_axis(layer[0], order[:, :, None, None, :], 4)
+        v = jnp.take_along_axis(layer[1], order[:, :, None, :, None], 3)
+        free = (0, positions - order.shape[-1])
+        return jnp.pad(k, [(0, 0)] * 4 + [free]), jnp.pad(v, [(0, 0)] * 3 + [free, (0, 0)])
+
+    return _spread(part, mesh, (leading, leading), (leading, leading))((), layer, order)
 
 
 def _split_rows(own: tuple, p: int) -> tuple:
@@ -212,7 +253,7 @@ def _shards(mesh: Mesh | None) -> bool:
     return mesh is not None and mesh.size > 1 and mesh.shape["tensor"] == 1
 
 
-def _axes(request: Request, mesh: Mesh | None) -> tuple[str | None, str | None]:
+def _axes(request: Request, mesh: Mesh | None) -> Axes:
     """The mesh axes over which (prompts, the rows of a group) are split; None where they do not divide evenly."""
     if mesh is None:
         return None, None

@@ -74,13 +74,23 @@ def test_names_counts_and_required_arguments():
 
 
 @pytest.mark.parametrize(
-    "rows, right", [([{"a": 1}], True), ([{"a": 2}], False), ([{"a": 1}] * 5, False), ("names", True)]
+    "options, rows, right",
+    [
+        (["names", [{"a": [1]}]], [{"a": 1}], False),  # beside a variable's name nothing but equality counts
+        (["names", [{"a": [1]}]], [{"a": [1]}], True),
+        (["names", [{"a": [1]}]], "names", True),
+        (["", [{"a": [1]}]], [{"a": 1}], True),
+        (["", [{"a": [1]}]], [{"a": 2}], False),
+        (["", [{"a": [1]}]], [{"a": 1}] * 2, False),
+        (["", [{"a": [1]}]], [], True),  # where the list may be left out, it may be empty
+        ([[{"a": [1]}]], [], False),
+    ],
 )
-def test_objects_beside_the_name_of_a_variable_are_only_compared(rows, right):
+def test_lists_of_objects_as_the_benchmark_checks_them(options, rows, right):
     parameters = {"properties": {"rows": {"type": "array", "items": {"type": "dict"}}}, "required": []}
     rule = {
         "functions": [{"name": "f", "parameters": parameters}],
-        "possible": [{"f": {"rows": ["names", [{"a": [1]}]]}}],
+        "possible": [{"f": {"rows": options}}],
     }
     assert bfcl(json.dumps(rule), json.dumps({"name": "f", "arguments": {"rows": rows}})) is right
 

@@ -64,11 +64,14 @@ def test_every_reference_call_is_a_row_in_its_tasks_split(tmp_path):
     rows = read("tau2_telecom_turns", source).rows
     assert [(r.split, r.example.id) for r in rows] == [("train", "[x]a 0"), ("train", "[x]a 1"), ("test", "[x]b 0")]
     assert [json.loads(r.example.answer)["name"] for r in rows] == ["toggle_data", "reboot_device", "toggle_data"]
-    assert rows[0].extra["alternatives"] == (rows[1].example.answer,) and not rows[1].extra["alternatives"]
+    assert rows[0].extra["alternatives"] == (rows[1].example.answer,) and "alternatives" not in rows[1].extra
     assert "Mobile Data is now OFF." in rows[1].example.prompt and "OFF" not in rows[0].example.prompt
     everything = read("tau2_telecom_turns_all", source).rows
     assert [(r.split, r.example.id) for r in everything[2:]] == [("test", "[x]b 0"), ("train", "[x]c 0")]
-    assert len(read("tau2_telecom_whole", source).rows) == 2
+    whole = read("tau2_telecom_whole", source).rows
+    assert len(whole) == 2 and "all calls in one message" in whole[0].example.prompt
+    looks = ["test after each repair" in row.example.prompt for row in (rows[0], whole[0])]
+    assert looks == [True, False], "replies come too late for one message"
     # Many tasks have one ticket: their first rows ask the same and are not duplicates.
     splits, counts = splitting.split_rows(DATASETS["tau2_telecom_turns_all"], everything, 0)
     assert {name: len(some) for name, some in splits.items()} == {"train": 3, "test": 1} and not any(counts)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,12 +88,17 @@ def world() -> World:
     return make_world(CARRIER, USER)
 
 
-def task(
+def task(*faults: tuple[str, dict], **more) -> telecom.Task:
+    """The task of a `record`."""
+    return telecom.make_task(record(*faults, **more))
+
+
+def record(
     *faults: tuple[str, dict], assertions=(), actions=(), basis=("ENV_ASSERTION",), ticket: str = ""
-) -> telecom.Task:
+) -> dict[str, Any]:
     """A task about line L2. Faults and assertions are (name, arguments), actions (name, arguments, compared)."""
     user = {"func_name": "set_user_info", "arguments": {"name": "Ada Low", "phone_number": "2-2"}}
-    record = {
+    return {
         "id": "[small_issue]test",
         "ticket": ticket
         or "No service. Customer name: Ada Low, phone number: 2-2. They gave permission to pay all bills.",
@@ -101,4 +109,16 @@ def task(
             "reward_basis": list(basis),
         },
     }
-    return telecom.make_task(record)
+
+
+def toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {toml(x)}" for name, x in value.items()) + "}"
+    return f"[{', '.join(map(toml, value))}]" if isinstance(value, list) else json.dumps(value)
+
+
+def write(folder: Path, *records: dict[str, Any]) -> None:
+    """The world and its tasks as tau2's files."""
+    for name, tables in (("db.toml", CARRIER), ("user_db.toml", USER)):
+        (folder / name).write_text("".join(f"{table} = {toml(value)}\n" for table, value in tables.items()))
+    (folder / "tasks.json").write_text(json.dumps(records))

@@ -62,22 +62,24 @@ def test_rows_hold_the_real_replies_and_what_remains():
     job = task(("unseat_sim_card", {}), actions=actions)
     first, second = reference_turns(world(), job)
     texts = [text_of(call) for call in job.reference]
-    assert first.history == () and (first.answer, first.remaining) == (texts[0], tuple(texts))
+    assert first.history == () and (first.answer, first.alternatives) == (texts[0], (texts[1],))
     assert (
         second.answer
         == '{"arguments": {"customer_id": "C1", "gb_amount": 2.0, "line_id": "L2"}, "name": "refuel_data"}'
     )
-    assert second.remaining == (texts[1],)
+    assert second.alternatives == ()
     assert second.history == ((texts[0], telecom.call(telecom.start(world(), job), "reseat_sim_card", {})),)
     asked = question("System.", job, second, "What next?")
     assert job.ticket in asked and second.history[0][1] in asked and asked.endswith("What next?")
     assert second.answer not in asked
     (row,) = whole(world(), job)
+    assert row.alternatives == ()
     assert [telecom.Call(**call) for call in json.loads(row.answer)] == job.reference
 
 
-def test_rows_of_the_expert_have_thoughts_and_end_with_done():
+def test_rows_of_the_expert_have_thoughts_no_alternatives_and_end_with_done():
     rows = expert_turns(world(), task(("unseat_sim_card", {})))
+    assert len(rows) > 2 and not any(row.alternatives for row in rows)
     assert all(row.thought for row in rows) and '"done"' in rows[-1].answer
     assert '"done"' not in expert_turns(world(), task(ENDED, SEARCH))[-1].answer
 

@@ -16,7 +16,7 @@ from rl_likelihood.planning.judges import texts_of_step
 from rl_likelihood.planning.programs import Plan, byte_format
 from rl_likelihood.planning.search import devices_of
 from rl_likelihood.run_model import random_model
-from rl_likelihood.sampler import decode
+from rl_likelihood.sampler import decode, turns
 from rl_likelihood.task import abstract_batch, load
 from rl_likelihood.weights import files
 from tests.rollouts import calculator
@@ -86,7 +86,20 @@ def test_conversations_hold_only_the_rows_that_run_at_the_same_time():
     assert programs.cache_bytes(whole)["prompts"] == 2 * programs.cache_bytes(few)["prompts"]
     assert programs.sampling_steps(few) == 4 * programs.sampling_steps(whole)
     weights = jax.eval_shape(lambda p: decode.decoding_layout(p, few.model), programs.abstract_params(few.model))
-    assert programs.trace_turn(few, weights).out_info[1].length.shape == (2, 2)
+    (_, rows, own, given, _), _ = (turn := programs.trace_turn(few, weights)).args_info
+    c = few.config.sampler
+    width = turns.padded(
+        2 * c.max_chain + c.max_env_tokens
+    )  # of three messages and two replies, what precedes the last
+    assert own[0][0].shape[-1] == rows.used.shape[-1] == width + given.ids.shape[-1] + c.max_chain
+    assert given.ids.shape[-1] == turns.padded(c.max_env_tokens)
+    out, written = turn.out_info
+    assert written.length.shape == (2, 2)
+    assert jax.tree.map(lambda x: x.shape, own) == jax.tree.map(lambda x: x.shape, out.cache.own), "the same memory"
+    assert all(x.donated for x in jax.tree.leaves(own)) and not rows.used.donated
+    at_once = planned(sampler__max_turns=1)
+    own, given = programs.trace_turn(at_once, weights).args_info[0][2:4]
+    assert (own[0][0].shape[-1], given.ids.shape[-1]) == (c.max_chain, 0)
 
 
 @pytest.mark.parametrize("form", ["head", "label"])

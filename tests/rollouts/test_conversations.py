@@ -13,7 +13,16 @@ from rl_likelihood.envs.protocol import Reply, Start
 from rl_likelihood.grading.countdown import evaluate
 from rl_likelihood.mesh import make_mesh, replicated
 from rl_likelihood.report.metric_table import unknown
-from rl_likelihood.rollouts.conversations import Conversations, messages_of, number_of, say_longer, targets_of
+from rl_likelihood.rollouts.conversations import (
+    Conversations,
+    messages_of,
+    number_of,
+    say_compiled,
+    say_longer,
+    spoken,
+    targets_of,
+    task_of,
+)
 from rl_likelihood.rollouts.host_rewards import conversation_metrics
 from rl_likelihood.sampler import decode, turns
 from rl_likelihood.sampler.queue import from_bytes, to_bytes
@@ -69,6 +78,19 @@ def test_a_row_is_references_messages_and_replies_in_turn(loaded):
     messages = messages_of(task, rollout, 0, 0)
     assert [m["role"] for m in messages] == ["assistant", "environment"] * 2 + ["assistant"]
     assert messages[1]["text"] == "reply 1"
+    assert spoken(messages) == " | ".join(messages[k]["text"] for k in (0, 2, 4))
+
+
+def test_a_turn_is_compiled_and_said_once_for_a_width_whatever_the_turn_before(loaded, capsys):
+    say_compiled.cache_clear()
+    turns.turn.clear_cache()
+    for _ in range(2):
+        sampled(*loaded, Words())
+    # At most 64 earlier tokens in the second turn and in the third, 64 for a reply, 8 for a message.
+    assert capsys.readouterr().out.count("compiles a turn of") == 1
+    sampled(*loaded, Words(), loaded[0].train[:1])
+    assert capsys.readouterr().out.count("compiles a turn of 136 positions") == 1
+    assert turns.turn._cache_size() == 2 * 2, "the first turn and the later ones, of two prompts and of one"
 
 
 def test_how_a_conversation_ends_and_what_it_is_paid(loaded):
@@ -100,12 +122,12 @@ def test_each_end_of_conversations_is_counted_and_f1_is_absent_without_reference
 class Some(Words):
     """Words that fails in the conversations whose numbers are given, each in its own way."""
 
-    def __init__(self, **fails):
+    def __init__(self, tasks, **fails):
         super().__init__()
-        self.fails, self.begun = fails, 0
+        self.tasks, self.fails = tasks, fails
 
     def start(self, task):
-        number, self.begun = self.begun, self.begun + 1
+        number = self.tasks.index(task)
         if number == self.fails.get("start"):
             raise ValueError("no such word")
         return Start({"said": [], "number": number}, [("user", "?")], "go")
@@ -132,7 +154,8 @@ FAILS = {"start": 0, "step": 1, "hang": 2, "text": 3, "surrogate": 4, "reward": 
 
 def test_whatever_fails_costs_its_own_row_and_is_said_once(loaded, capsys):
     task = dataclasses.replace(loaded[0], config=config(env__seconds=2.0))
-    rollout = sampled(task, loaded[1], Some(**FAILS), task.train[:3])
+    rows = task.train[:8]
+    rollout = sampled(task, loaded[1], Some([task_of(row) for row in rows], **FAILS), rows, group_size=1)
     failed = rollout.outcomes.failed.reshape(-1)
     assert np.flatnonzero(failed).tolist() == sorted(FAILS.values()) and not rollout.truncated.any()
     assert (rollout.outcomes.turns.reshape(-1)[~failed] == 3).all()

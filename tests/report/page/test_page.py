@@ -327,7 +327,7 @@ def test_verdicts_of_a_rubric_reach_the_page():
 def test_a_conversation_s_messages_are_labelled_and_their_gain_is_named():
     """The script's function `talk`, in node, with stand-ins for the page's elements."""
     stand_ins = (
-        "const make = (tag, of, ...inside) => inside.flat().join(' ');\n"
+        "const make = (tag, of, ...inside) => `<${tag}>${inside.flat().join(' ')}</${tag}>`;\n"
         "const short = x => x.toFixed(2);\n"
         "const answer = (m, logp, where) => `[${where}]`;\n"
     )
@@ -345,5 +345,6 @@ def test_a_conversation_s_messages_are_labelled_and_their_gain_is_named():
         and "message 2" in lines[3]
         and "second" in lines[3]
     )
+    assert lines[2].startswith("<details><summary>") and lines[2].endswith("<p>reply</p></details>"), "folded"
     assert "0.25" in lines[1] and "gain" not in lines[1]
     assert "0.75" in lines[4] and "gain of the message before +0.50" in lines[4]
