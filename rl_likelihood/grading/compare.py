@@ -20,7 +20,7 @@ from rl_likelihood.grading.tree import Node, in_radians, number, parts_of, plain
 from rl_likelihood.grading.values import exact, proportional, same_value
 
 _EMPTY = Node("name", ("emptyset",))
-_COLLECTIONS = ("list", "either", "set", "sequence", "matrix", "union", "or", "and")
+_COLLECTIONS = ("list", "either", "set", "sequence", "interval", "matrix", "union", "or", "and")
 _MOST_PAIRS = 1_000  # of entries that are compared one by one
 
 
@@ -56,6 +56,8 @@ def _same(reference: Node, answer: Node) -> bool:
     if {reference.kind, answer.kind} == {"union", "either"}:  # (0, 1) or (2, 3), beside intervals
         reference, answer = Node("union", reference.parts), Node("union", answer.parts)
     reference, answer = _both_signs(reference), _both_signs(answer)
+    if "interval" in (reference.kind, answer.kind):  # no list of two numbers, nor their tuple as a column
+        return {reference.kind, answer.kind} <= {"interval", "sequence"} and _same_sequences(reference, answer)
     if reference.kind == "unit" or answer.kind == "unit":
         return _same_with_units(reference, answer)
     if "list" in (reference.kind, answer.kind) or "set" in (reference.kind, answer.kind):
@@ -150,6 +152,8 @@ def _same_relations(reference: Node, answer: Node) -> bool:
 
 def _same_ratios(references: list[Node], answer: list[Node]) -> bool:
     """6:4 is 3:2."""
+    if not symbols(answer[0]) | symbols(answer[1]) <= symbols(references[0]) | symbols(references[1]):
+        return False
     if same_value(answer[0], number(0)):
         return False
     crossed = (
@@ -305,8 +309,7 @@ def _same_with_units(reference: Node, answer: Node) -> bool:
             return True
         return known and _same(value, given)
     if {unit, other} == {"degree", "radian"}:
-        turned, plain_ = (value, given) if unit == "degree" else (given, value)
-        return same_value(in_radians(Node("deg", (turned,))), plain_)
+        return same_value(_AS_NUMBER[unit](value), _AS_NUMBER[other](given))
     if other:
         return unit == other and _same(value, given)
     if unit == "degree" and same_value(in_radians(Node("deg", (value,))), given):

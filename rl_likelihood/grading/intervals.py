@@ -21,7 +21,8 @@ def region(node: Node) -> tuple[str, Node]:
     found = ("", node)
     if node.kind == "relation" and node.parts[0] == ("in",) and node.parts[1].kind == "name":
         _, inside = region(_REALS[0] if node.parts[2] == Node("name", ("R",)) else node.parts[2])
-        return (node.parts[1].parts[0], inside) if inside.kind in ("sequence", "union") else found
+        inside = as_interval(inside)
+        return (node.parts[1].parts[0], inside) if inside.kind in ("interval", "union") else found
     if node.kind == "relation":
         found = _relation(node)
     elif node.kind in ("or", "and", "list"):
@@ -30,6 +31,11 @@ def region(node: Node) -> tuple[str, Node]:
             joined = _JOINED[node.kind]([part for _, part in regions])
             found = (regions[0][0], joined) if joined is not None else found
     return found
+
+
+def as_interval(node: Node) -> Node:
+    """A pair in brackets as the interval that it is where numbers are said to be in it."""
+    return Node("interval", node.parts) if node.kind == "sequence" else node
 
 
 def _conditions(node: Node) -> list[Node]:
@@ -43,7 +49,7 @@ def _conditions(node: Node) -> list[Node]:
 
 
 def _interval(opening: str, low: Node, high: Node, closing: str) -> Node:
-    return Node("sequence", (opening, closing, low, high))
+    return Node("interval", (opening, closing, low, high))
 
 
 def _except(*points: Node) -> Node | None:
@@ -70,7 +76,7 @@ def _line_without(node: Node) -> Node | None:
     """The real line without a set of points or an interval. None where it is something else that is taken away."""
     if node.kind == "set":
         return _except(*node.parts)
-    if node.kind != "sequence" or len(node.parts) != 4 or _except(*node.parts[2:]) is None:
+    if node.kind not in ("sequence", "interval") or len(node.parts) != 4 or _except(*node.parts[2:]) is None:
         return None
     opening, closing, low, high = node.parts
     if _place(low) > _place(high):
@@ -92,14 +98,14 @@ def _without_all(parts: list[Node]) -> Node | None:
 
 
 def _either(parts: list[Node]) -> Node | None:
-    return Node("union", tuple(parts)) if all(part.kind == "sequence" for part in parts) else None
+    return Node("union", tuple(parts)) if all(part.kind == "interval" for part in parts) else None
 
 
 def _both(parts: list[Node]) -> Node | None:
     """x > 0 and x < 1: of one lower and one upper bound the interval between them."""
     if (line := _without_all(parts)) is not None:
         return line
-    if len(parts) != 2 or any(part.kind != "sequence" for part in parts):
+    if len(parts) != 2 or any(part.kind != "interval" for part in parts):
         return None
     low, high = parts if parts[0].parts[3] == INFINITY else parts[::-1]
     if low.parts[3] != INFINITY or high.parts[2] != MINUS_INFINITY:

@@ -100,9 +100,14 @@ def _zero(value, digits: int, size: float) -> bool:
 
 
 def same_value(a: Node, b: Node) -> bool:
-    """Have two formulas the same value, whatever their symbols stand for? Raises Unreadable."""
+    """Has b the value of a, whatever their symbols stand for, and no symbol that a lacks? Raises Unreadable.
+
+    A symbol more would say nothing in 7 + 0x or 1^x, and so would any word in its place.
+    """
     if a == b:
         return True
+    if not symbols(b) <= symbols(a):
+        return False
     whole = _has(a, "factorial", "binomial") or _has(b, "factorial", "binomial")
     points = WHOLE_POINTS if whole else _points(a, b)
     try:
