@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rl_likelihood.grading.intervals import FLIPPED, INFINITY, MINUS_INFINITY, region
-from rl_likelihood.grading.names import without_names
+from rl_likelihood.grading.names import says_value, without_names
 from rl_likelihood.grading.tokens import Unreadable
 from rl_likelihood.grading.tree import Node, in_radians, number, parts_of, plain_names, symbols, with_factors
 from rl_likelihood.grading.values import exact, proportional, same_value
@@ -145,7 +145,7 @@ def _same_relations(reference: Node, answer: Node) -> bool:
             other = tuple(FLIPPED.get(sign, "") for sign in reversed(other))
         if signs == other and all(map(_same_or_not, references, sides)):
             return True
-    if signs == other == ("=",):
+    if signs == other == ("=",) and not says_value(reference):  # 3x + 7 = 22 is not solved for x
         return proportional(_difference(references), _difference(answers))
     return False
 

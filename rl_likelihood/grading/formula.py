@@ -68,10 +68,10 @@ class Formulas(Cursor):
                 return node
 
     def begins_factor(self) -> bool:
-        """Does the next token go on a product without a sign? Words do not, and a number only after a bracket."""
+        """Does the next token go on a product without a sign? Words do not, and a number only after a bracket or "!"."""
         token, text = self.token(), self.peek()
         if token.kind == "number":
-            return self.tokens[self.at - 1].text == ")"
+            return self.tokens[self.at - 1].text in (")", "!")
         if text == "|":
             return not self.bars
         if token.kind == "command":
@@ -100,15 +100,16 @@ class Formulas(Cursor):
         return self.powers(base)
 
     def powers(self, base: Node) -> Node:
+        read = ""  # the last mark after this base; a power or mark inside its brackets is none
         while True:
             if self.accept("^"):
-                if base.kind == "pow":
+                if read == "^":
                     raise Unreadable("two powers")
-                base = Node("pow", (base, in_radians(self.exponent())))
-            elif self.peek() in ("!", "degree") and (base.kind == "deg" or base.parts[:1] == ("factorial",)):
+                read, base = "^", Node("pow", (base, in_radians(self.exponent())))
+            elif self.peek() in ("!", "degree") and (base.kind == "deg" or read == "!"):
                 raise Unreadable("two marks")
             elif self.accept("!"):
-                base = call("factorial", base)
+                read, base = "!", call("factorial", base)
             elif self.accept("degree"):
                 base = Node("deg", (base,))
             else:

@@ -68,6 +68,11 @@ def _said(node: Node) -> Node:
     return left if right.kind == "name" and left.kind not in ("word", "run") and not symbols(left) else right
 
 
+def says_value(node: Node) -> bool:
+    """Is it a name and its value, x = 5, that has no symbols?"""
+    return _names(node, answers=False) is not None and not symbols(_said(node))
+
+
 def _names(node: Node, answers: bool) -> str | None:
     """The name of x = 5 or of x in [1, 2], which does not occur in its value."""
     if node.kind != "relation" or node.parts[0] not in (("=",), ("in",)):

@@ -126,9 +126,17 @@ def _points(a: Node, b: Node) -> range:
 
 
 def _has(node: Node, *calls: str) -> bool:
-    """Is there such a call of something with symbols in a formula?"""
-    here = node.kind == "call" and node.parts[0] in calls and bool(symbols(node))
+    """Is there such a call of something with symbols in a formula? A power such as 1/2 is a root."""
+    name = node.parts[0] if node.kind == "call" else "root" if _is_root(node) else ""
+    here = name in calls and bool(symbols(node))
     return here or any(_has(part, *calls) for part in parts_of(node))
+
+
+def _is_root(node: Node) -> bool:
+    if node.kind != "pow":
+        return False
+    exponent = exact(node.parts[1])
+    return exponent is not None and exponent.denominator != 1
 
 
 def exact(node: Node) -> Fraction | None:
