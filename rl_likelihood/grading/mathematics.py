@@ -17,7 +17,7 @@ from rl_likelihood.grading.notation import latex, without_markdown
 from rl_likelihood.grading.statements import read
 from rl_likelihood.grading.text import exact_match, in_box
 from rl_likelihood.grading.tokens import Unreadable, tokens
-from rl_likelihood.grading.tree import Node
+from rl_likelihood.grading.tree import Node, parts_of
 
 _LONGEST = 2_000  # characters of an answer; longer ones are compared as text
 
@@ -122,10 +122,10 @@ def _formulas(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _read(text: str) -> Node | None:
+def _read(text: str, letters: bool = False) -> Node | None:
     """The tree of a text, None where it has none; the answers to a question share their reference."""
     try:
-        return read(text)
+        return read(text, letters)
     except Unreadable:
         return None
 
@@ -135,6 +135,24 @@ def _spelling(text: str) -> tuple:
         return tuple((token.kind, token.text) for token in tokens(text))
     except Unreadable:
         return tuple(text.split())
+
+
+def _same(goal: Node, given: Node) -> bool:
+    try:
+        return same(goal, given)
+    except Unreadable:
+        return False
+
+
+def _readings(text: str) -> list[Node]:
+    """The tree of a text, and the one with letters in the place of units, if that is another; of prose without words."""
+    first, other = _read(text), _read(text, letters=True)
+    trees = [first] if first == other else [first, other]
+    return [tree for tree in trees if tree is not None and not (_is_prose(text) and _has_words(tree))]
+
+
+def _has_words(node: Node) -> bool:
+    return node.kind in ("word", "run", "unit") or any(map(_has_words, parts_of(node)))
 
 
 def _is_prose(text: str) -> bool:
@@ -159,13 +177,10 @@ def math_match(reference: str, answer: str | None) -> bool | None:
         return goal == given
     if _spelling(goal) == _spelling(given):
         return True
-    if _is_prose(goal) or _is_prose(given):
-        return _is_prose(goal) and _is_prose(given) and plain(goal) == plain(given)
+    if _is_prose(goal) and _is_prose(given) and plain(goal) == plain(given):
+        return True
     try:
-        goal_tree, given_tree = _read(goal), _read(given)
-        return goal_tree is not None and given_tree is not None and same(goal_tree, given_tree)
-    except Unreadable:
-        return False
+        return any(_same(a, b) for a in _readings(goal) for b in _readings(given))
     except RecursionError:
         return None
 

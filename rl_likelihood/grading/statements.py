@@ -22,10 +22,10 @@ _ONE = r"[A-Za-z]+(?: \^ (?:[23]|- [123]))?"
 _LETTERS_AS_UNIT = re.compile(rf"(?:frac {_ONE} {_ONE}|{_ONE}(?: (?:[/*] )?{_ONE})*)")  # N m / s ^ 2
 
 
-def read(text: str) -> Node:
-    """The tree of an answer: one item, or a list of several. Raises Unreadable."""
-    reader = _Statements(tokens(text))
-    node = reader.items()
+def read(text: str, letters: bool = False) -> Node:
+    """The tree of an answer: one item, or a list of several. `letters`: see `tokens`. Raises Unreadable."""
+    reader = _Statements(tokens(text, letters))
+    node = reader.divided(reader.items)
     if not reader.done():
         raise Unreadable(reader.peek())
     return node

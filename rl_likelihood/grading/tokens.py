@@ -76,6 +76,8 @@ _ELLIPSIS = re.compile(r"\s*(?:\.\.\.|\\[lc]?dots(?![A-Za-z]))")
 _CYCLE = re.compile(r"(?P<block>[0-9]{1,12}?)(?P=block)+$")
 _EXPONENT = re.compile(r"[eE](?P<power>[-+]?[0-9]{1,4})(?![0-9A-Za-z])")
 _BASE = re.compile(r"(?:\s*_\s*|\s+base\s+)(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?P<bare>[0-9]{1,3}))")
+# The base of a logarithm in plain text is a whole number: log10(5), log_12(5); \log_12 5 has base 1.
+_LOGARITHM = re.compile(r"(?<![\\A-Za-z])log(?:_(?=[0-9])|(?=[0-9]+\())(?P<base>[0-9]+)")
 _COLOURS = "black|blue|brown|cyan|gray|green|lime|magenta|olive|orange|pink|purple|red|teal|violet|yellow"
 
 _SCANNER = re.compile(
@@ -97,8 +99,12 @@ _SCANNER = re.compile(
 )
 
 
-def tokens(text: str) -> list[Token]:
-    """The tokens of a formula. Raises Unreadable for characters that belong to none."""
+def tokens(text: str, letters: bool = False) -> list[Token]:
+    """The tokens of a formula. Raises Unreadable for characters that belong to none.
+
+    `letters`: reads mg in 2mg as a product and no unit, and sinx as a function of x and no word.
+    """
+    text = _LOGARITHM.sub(r"log_{\g<base>}", text)
     out: list[Token] = []
     brackets: list[bool] = []  # for each open bracket: is a comma in it one between entries?
     at, spaced = 0, False
@@ -115,7 +121,7 @@ def tokens(text: str) -> list[Token]:
         if m["space"] is not None:
             spaced = True
             continue
-        new = _word(m, out, spaced) if m["run"] else _token(m)
+        new = _word(m, out, spaced, letters) if m["run"] else _token(m)
         if new:
             _bracket(new[0].text, out, brackets)
             out += [new[0]._replace(spaced=spaced), *new[1:]]
@@ -249,10 +255,10 @@ def _letters(text: str, upright: bool) -> list[Token]:
 
 
 # Names of functions and constants inside a run of letters, and single letters.
-_SPLIT = re.compile("|".join(sorted((name for name in _PLAIN if len(name) > 2), key=len, reverse=True)) + "|[A-Za-z]")
+_SPLIT = re.compile("|".join(sorted(_PLAIN, key=len, reverse=True)) + "|[A-Za-z]")
 
 
-def _word(m: re.Match[str], before: list[Token], spaced: bool) -> list[Token]:
+def _word(m: re.Match[str], before: list[Token], spaced: bool, letters: bool) -> list[Token]:
     """A run of letters: a function or constant, a conjunction, a unit, a word, or a product of single symbols."""
     run, text = m["run"], m.string
     if run in ("and", "or"):
@@ -269,7 +275,12 @@ def _word(m: re.Match[str], before: list[Token], spaced: bool) -> list[Token]:
         return [Token("name", run)]
     measured = bool(before) and (before[-1].kind in ("number", "word", "command") or before[-1].text in (")", "}", "/"))
     if run in UNITS and measured:
-        return [Token("word", run)]
+        sure = before[-1].kind == "word" or (spaced and before[-1].kind == "number")  # 2 mg; \pi hr is \pi h r
+        if sure or not letters:
+            return [Token("word", run)]
+        return [Token("name", c) for c in run]
+    if letters and len(pieces := _SPLIT.findall(run)) < len(run):
+        return [_piece(piece) for piece in pieces]
     after = text[m.end() :].lstrip()[:1]
     begins = not before or before[-1].text in (",", "and", "or")
     phrase = begins or before[-1].kind == "word" or spaced
