@@ -13,7 +13,7 @@ x = 5           its value, where the other side names none (`names`); else the s
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rl_likelihood.grading.intervals import FLIPPED, INFINITY, MINUS_INFINITY, region
+from rl_likelihood.grading.intervals import FLIPPED, INFINITY, MINUS_INFINITY, merged, region
 from rl_likelihood.grading.names import says_value, without_names
 from rl_likelihood.grading.tokens import Unreadable
 from rl_likelihood.grading.tree import Node, in_radians, number, parts_of, plain_names, symbols, with_factors
@@ -55,7 +55,7 @@ def _same(reference: Node, answer: Node) -> bool:
             return False
     if {reference.kind, answer.kind} == {"union", "either"}:  # (0, 1) or (2, 3), beside intervals
         reference, answer = Node("union", reference.parts), Node("union", answer.parts)
-    reference, answer = _both_signs(reference), _both_signs(answer)
+    reference, answer = _both_signs(merged(reference)), _both_signs(merged(answer))
     if "interval" in (reference.kind, answer.kind):  # no list of two numbers, nor their tuple as a column
         return {reference.kind, answer.kind} <= {"interval", "sequence"} and _same_sequences(reference, answer)
     if reference.kind == "unit" or answer.kind == "unit":
@@ -72,7 +72,7 @@ def _same(reference: Node, answer: Node) -> bool:
 
 
 def _is_membership(node: Node) -> bool:
-    return node.kind == "relation" and node.parts[0] == ("in",)
+    return node.kind == "relation" and node.parts[0] in (("in",), ("notin",))
 
 
 def _same_sequences(reference: Node, answer: Node) -> bool:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from rl_likelihood.grading.intervals import region
+from rl_likelihood.grading.intervals import as_interval, region
 from rl_likelihood.grading.tokens import FUNCTIONS, MATRICES, SYMBOLS, Cursor, Token, Unreadable
 from rl_likelihood.grading.tree import Node, call, in_radians, number, over, signed, times
 
@@ -68,7 +68,7 @@ class Formulas(Cursor):
                 return node
 
     def begins_factor(self) -> bool:
-        """Does the next token go on a product without a sign? Words do not, and a number only after a bracket or "!"."""
+        """Does the next token go on a product without a sign? Words do not; a number only after a bracket or "!"."""
         token, text = self.token(), self.peek()
         if token.kind == "number":
             return self.tokens[self.at - 1].text in (")", "!")
@@ -166,6 +166,8 @@ class Formulas(Cursor):
             return self.number()
         if token.kind == "begin" or text in MATRICES:
             return self.inside(self.matrix)
+        if self.accept("interval"):  # ]0, 1[
+            return as_interval(self.inside(self.brackets))
         if self.accept("det"):
             return Node("apply", ("det", self.inside(self.atom)))
         if text in SYMBOLS:

@@ -50,6 +50,7 @@ _SYMBOL = re.compile(
 _QUOTED = re.compile(r"\A\s*>[ \t]+")  # a quotation in Markdown
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|hbox)\s*\{([^{}]*)\}(?=\s*\S)")
 _STOP = re.compile(r"\\text\s*\{\s*\.?\s*\}\Z")
+_RAISED = re.compile(r"(\\text\s*\{[^{}$]*)\$(\^(?:[0-9]|\{-?[0-9]+\}))\$\}")  # \text{ cm$^2$}
 _REALS = re.compile(r"(?:all|any) real(?:s| numbers?)", re.IGNORECASE)
 _EXCEPT = re.compile(
     rf"{_REALS.pattern}(?: x)?,? (?:except|other than)(?: for)? (?:x = )?(?P<points>.+)", re.IGNORECASE
@@ -109,6 +110,7 @@ def _without_end(text: str) -> str:
 
 def _formulas(text: str) -> str:
     """A text around formulas as one formula: the words outside of dollars become \\text{}."""
+    text = _RAISED.sub(r"\1}\2", text)
     marks = len(_DOLLARS.findall(text))
     if marks == 0:
         return text
@@ -145,7 +147,7 @@ def _same(goal: Node, given: Node) -> bool:
 
 
 def _readings(text: str) -> list[Node]:
-    """The tree of a text, and the one with letters in the place of units, if that is another; of prose without words."""
+    """The tree of a text, and the one with letters in the place of units, if that is another. Prose has no words."""
     first, other = _read(text), _read(text, letters=True)
     trees = [first] if first == other else [first, other]
     return [tree for tree in trees if tree is not None and not (_is_prose(text) and _has_words(tree))]

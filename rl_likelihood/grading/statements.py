@@ -14,7 +14,7 @@ from rl_likelihood.grading.formula import Formulas
 from rl_likelihood.grading.tokens import Token, Unreadable, tokens
 from rl_likelihood.grading.tree import Node, call, in_degrees, number
 
-RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", ":")
+RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "notin", ":")
 _CLOCK = re.compile("(?:[01]?[0-9]|2[0-4])(?::[0-5][0-9]){1,2}(?![0-9.:/])")
 _AFTER_A_NUMBER = {"euro": "euro", "pounds": "pound-sterling", "yen": "yen", "rupee": "rupee", "cent": "cent"}  # 5€
 _CURRENCIES = {"$": "dollar"} | _AFTER_A_NUMBER

@@ -47,7 +47,7 @@ _SAME = {
     "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]",
     "ast": "*", "cdot": "*", "times": "*", "div": "/", "colon": ":", "textdollar": "$", "degrees": "degree",
     "textdegree": "degree", "varnothing": "emptyset", "backslash": "setminus", "bmod": "mod",
-    "lor": "or", "land": "and", "varphi": "phi", "varepsilon": "epsilon",
+    "lor": "or", "vee": "or", "land": "and", "wedge": "and", "varphi": "phi", "varepsilon": "epsilon",
 }  # fmt: skip
 _IGNORED = {
     "left", "right", "displaystyle", "textstyle", "limits", "nolimits", "quad", "qquad", "thinspace", "medspace",
@@ -78,6 +78,12 @@ _EXPONENT = re.compile(r"[eE](?P<power>[-+]?[0-9]{1,4})(?![0-9A-Za-z])")
 _BASE = re.compile(r"(?:\s*_\s*|\s+base\s+)(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?P<bare>[0-9]{1,3}))")
 # The base of a logarithm in plain text is a whole number: log10(5), log_12(5); \log_12 5 has base 1.
 _LOGARITHM = re.compile(r"(?<![\\A-Za-z])log(?:_(?=[0-9])|(?=[0-9]+\())(?P<base>[0-9]+)")
+# ]0, 1[ is (0, 1).
+_OUTER = r"(?<!sqrt)(?<!surd)\["
+_FRENCH = re.compile(
+    rf"(?P<opening>(?<![\w)}}\]])\]|(?<=\\left)\s*\]|{_OUTER})(?P<inside>[^\[\],;()]*[^\[\],;()\s]\s*[,;][^\[\],;()]*)"
+    rf"(?P<closing>\]|{_OUTER})"
+)
 _COLOURS = "black|blue|brown|cyan|gray|green|lime|magenta|olive|orange|pink|purple|red|teal|violet|yellow"
 
 _SCANNER = re.compile(
@@ -86,7 +92,8 @@ _SCANNER = re.compile(
     rf"|\\hspace\*?\s*\{{\s*-?[0-9.]+\s*[a-z]{{2}}\s*\}}|\\(?:text)?color\s*\{{\s*(?:{_COLOURS})\s*\}})"
     r"|\\(?P<edge>begin|end)\s*\{\s*(?P<env>[A-Za-z]*matrix|array)\*?\s*\}(?:\s*\{[lcr| ]+\})?"
     rf"|\\(?:{'|'.join(_TEXTS)})\s*\{{(?P<text>[^{{}}]*)\}}"
-    rf"|\\(?P<font>{'|'.join(_FONTS)})\s*\{{\s*(?P<letters>(?:[^{{}}\\]|\\[,;:! ]|\\cdot(?![A-Za-z]))*)\}}"
+    rf"|(?:\\(?P<font>{'|'.join(_FONTS)})\s*\{{|\{{\s*\\(?P<upright>rm)(?![A-Za-z]))\s*"
+    r"(?P<letters>(?:[^{}\\]|\\[,;:! ]|\\cdot(?![A-Za-z])|\^\{-?[0-9]+\})*)\}"
     r"|\\mu\s*\\(?:text|mathrm)\s*\{\s*(?P<micro>[smgFHAVW])\s*\}"
     r"|\\(?P<bold>mathbf|boldsymbol|bm|vec|hat|mathbb|mathcal|overrightarrow|overline|bar)\s*"
     r"(?:\{\s*(?P<bolded>[A-Za-z]{1,4})\s*\}|\s(?P<bolded1>[A-Za-z])(?![A-Za-z]))"
@@ -104,7 +111,7 @@ def tokens(text: str, letters: bool = False) -> list[Token]:
 
     `letters`: reads mg in 2mg as a product and no unit, and sinx as a function of x and no word.
     """
-    text = _LOGARITHM.sub(r"log_{\g<base>}", text)
+    text = _FRENCH.sub(_round, _LOGARITHM.sub(r"log_{\g<base>}", text))
     out: list[Token] = []
     brackets: list[bool] = []  # for each open bracket: is a comma in it one between entries?
     at, spaced = 0, False
@@ -129,6 +136,13 @@ def tokens(text: str, letters: bool = False) -> list[Token]:
             if m["run"] in UNITS and new[0].kind == "word" and re.match(r"\.(?:\s*[A-Za-z]|$)", text[at:]):
                 at += 1  # sq. in.
     return [_measured(token, i, out) for i, token in enumerate(out)]
+
+
+def _round(m: re.Match[str]) -> str:
+    if m["opening"] == "[" and m["closing"] == "]":
+        return m[0]
+    opening = "(" if "]" in m["opening"] else "["
+    return rf"\interval{opening}" + m["inside"] + (")" if m["closing"] == "[" else "]")
 
 
 def _measured(token: Token, at: int, given: list[Token]) -> Token:
@@ -211,8 +225,8 @@ def _token(m: re.Match[str]) -> list[Token]:
     if m["text"] is not None:
         return words(m["text"])
     if m["letters"] is not None:
-        letters = re.sub(r"\\[,;:! ]", " ", m["letters"].replace(r"\cdot", "*"))
-        return _letters(letters.strip(), m["font"] == "mathrm")
+        letters = re.sub(r"\\[,;:! ]", " ", re.sub("[{}]", "", m["letters"].replace(r"\cdot", "*")))
+        return _letters(letters.strip(), m["font"] == "mathrm" or bool(m["upright"]))
     if m["micro"]:
         return [Token("word", "u" + m["micro"])]
     if m["bold"]:
