@@ -192,7 +192,8 @@ def telemath(reference: str, answer: str | None) -> bool:
 
     The last box counts, or everything without one; a leading colon and trailing dots and slashes are dropped. Numbers
     are whatever formula has a real value: 2.5e-3, 2.5\\times10^{-3}, \\frac{1}{400}; a known unit after it that the
-    reference does not contradict (250 MHz), and a name before it (x = 250) are dropped, as `math` does.
+    reference does not contradict (250 MHz), and a name before it (x = 250) are dropped, as `math` does; 50% is 50 as
+    well as 0.5.
     """
     if answer is None:
         return False
@@ -202,7 +203,12 @@ def telemath(reference: str, answer: str | None) -> bool:
         return exact_match(goal, given)
     if unit and other and unit != other:
         return False
-    return abs(number - value) <= max(0.01 * max(abs(number), abs(value)), 0.01)
+    shares = [x / 100 if u == "percent" else x for x, u in ((value, unit), (number, other))]
+    return _is_near(value, number) or ((unit == "percent") != (other == "percent") and _is_near(*shares))
+
+
+def _is_near(a: float, b: float) -> bool:
+    return abs(a - b) <= max(0.01 * max(abs(a), abs(b)), 0.01)
 
 
 def _tidy(text: str) -> str:
@@ -232,7 +238,7 @@ def _float(text: str) -> tuple[float | None, str]:
     if node.kind in ("unit", "measure"):
         node, unit, last = node.parts
         known = last is True or isinstance(last, Node)
-    if not known or unit == "percent":
+    if not known:
         return None, ""
     try:
         return values.real(node), unit
