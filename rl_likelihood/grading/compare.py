@@ -21,6 +21,7 @@ from rl_likelihood.grading.values import exact, proportional, same_value
 
 _EMPTY = Node("name", ("emptyset",))
 _COLLECTIONS = ("list", "either", "set", "sequence", "interval", "matrix", "union", "or", "and")
+_TRANSPOSED = (Node("name", ("T",)), Node("name", ("top",)))
 _MOST_PAIRS = 1_000  # of entries that are compared one by one
 
 
@@ -247,6 +248,12 @@ def _as_matrix(node: Node, other: Node) -> Node:
             return Node("matrix", ("matrix", entries))
         if shape == ("(", ")"):
             return Node("matrix", ("matrix", *((entry,) for entry in entries)))
+    if node.kind == "pow" and node.parts[1] in _TRANSPOSED:
+        row = node.parts[0]
+        if row.kind == "sequence" and row.parts[:2] == ("(", ")"):
+            row = Node("matrix", ("matrix", row.parts[2:]))
+        if row.kind == "matrix":
+            return Node("matrix", (row.parts[0], *zip(*row.parts[1:], strict=True)))
     if node.kind == "neg" and node.parts[0].kind == "matrix":
         node = Node("mul", (number(-1), node.parts[0]))
     if node.kind == "mul" and sum(part.kind == "matrix" for part in node.parts) == 1:

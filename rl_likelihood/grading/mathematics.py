@@ -88,6 +88,7 @@ def _reals(text: str) -> str:
 
 def _without_lead(text: str) -> str:
     r"""Without the words that lead to an answer: The answer is 5, \text{So } x = 5."""
+    text = text.removeprefix(r"\therefore").lstrip()
     said = _TEXT.match(text)
     if said is not None:
         return text[said.end() :] if _LEAD.fullmatch(said[1].strip() + " ") else text

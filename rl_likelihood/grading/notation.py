@@ -16,7 +16,7 @@ _COMMANDS = {
     "≈": r"\approx", "≡": r"\equiv", "¬": r"\neg", "→": r"\to", "⇒": r"\implies", "△": r"\triangle", "€": r"\euro",
     "£": r"\pounds", "¥": r"\yen", "₹": r"\rupee", "¢": r"\cent", "≦": r"\le", "≧": r"\ge", "ℓ": r"\ell", "‖": r"\|",
     "ϕ": r"\varphi", "ϵ": r"\varepsilon", "ϑ": r"\vartheta", "∨": r"\lor", "∧": r"\land", "∘": r"^\circ",
-    "∉": r"\notin",
+    "∉": r"\notin", "∴": r"\therefore", "⊤": r"\top",
 }  # fmt: skip
 _GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu nu xi pi rho sigma tau upsilon phi chi psi
     omega""".split()

@@ -12,7 +12,7 @@ from itertools import pairwise
 from rl_likelihood.grading import units
 from rl_likelihood.grading.formula import Formulas
 from rl_likelihood.grading.tokens import Token, Unreadable, tokens
-from rl_likelihood.grading.tree import Node, call, in_degrees, number
+from rl_likelihood.grading.tree import Node, call, in_degrees, number, symbols
 
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "notin", ":")
 _CLOCK = re.compile("(?:[01]?[0-9]|2[0-4])(?::[0-5][0-9]){1,2}(?![0-9.:/])")
@@ -33,6 +33,10 @@ def read(text: str, letters: bool = False) -> Node:
 
 def _equation(node: Node) -> bool:
     return node.kind == "relation" and node.parts[0] == ("=",)
+
+
+def _is_remainder(node: Node) -> bool:
+    return node.parts[:1] == ("mod",)
 
 
 def _is_clock(text: str) -> bool:
@@ -70,6 +74,8 @@ class _Statements(Formulas):
         while sign := self.accept(*RELATIONS):
             signs.append(sign)
             nodes.append(self.operand())
+        if any(map(_is_remainder, nodes)) and any(symbols(side) and side.kind != "name" for side in nodes):
+            raise Unreadable("a congruence")
         if set(signs) == {":"} and _is_clock("".join(token.text for token in self.tokens[start : self.at])):
             signs = ["clock"] * len(signs)
         return Node("relation", (tuple(signs), *nodes)) if signs else nodes[0]

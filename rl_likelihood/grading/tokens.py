@@ -38,7 +38,7 @@ _LETTERS = set(
     """pi imath alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma
     tau upsilon phi varphi chi psi omega ell Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega hbar""".split()
 )
-SYMBOLS = {*_LETTERS, "infty", "emptyset", "ldots", "reals", "angle", "triangle"}
+SYMBOLS = {*_LETTERS, "infty", "emptyset", "ldots", "reals", "angle", "triangle", "top"}
 _DECORATED = ("mathbf", "boldsymbol", "bm", "vec", "hat", "mathcal", "overrightarrow", "overline")
 _SAME = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "bar": "overline",
@@ -47,6 +47,7 @@ _SAME = {
     "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]",
     "ast": "*", "cdot": "*", "times": "*", "div": "/", "colon": ":", "textdollar": "$", "degrees": "degree",
     "textdegree": "degree", "varnothing": "emptyset", "backslash": "setminus", "bmod": "mod",
+    "nicefrac": "frac", "sfrac": "frac",
     "lor": "or", "vee": "or", "land": "and", "wedge": "and", "varphi": "phi", "varepsilon": "epsilon",
 }  # fmt: skip
 _IGNORED = {
@@ -61,12 +62,16 @@ _TEXTS = ("text", "textbf", "textit", "textrm", "textnormal", "textsf", "mbox", 
 _FONTS = ("mathrm", "mathit", "mathnormal", "operatorname", "mathsf")
 
 # One separator for all groups of a number: {,}  ,\!  \,  a space; a bare comma outside of brackets.
-_GROUPS = r"(?!0)[0-9]{1,3}(?P<sep>\{\\?,\}|\s*,\s*\\!\s*|\\[,;: ]\s*|~|[ ]%s)[0-9]{3}(?:(?P=sep)[0-9]{3})*(?![0-9])"
+_GROUPS = (
+    r"(?!0)[0-9]{1,3}(?P<sep>\{\\?,\}|\\text\{,\}|\s*,\s*\\!\s*|\\[,;: ]\s*|~|[ ]%s)"
+    r"[0-9]{3}(?:(?P=sep)[0-9]{3})*(?![0-9])"
+)
 _THOUSANDS = {
     bare: re.compile(_GROUPS % ("|," if bare else "") + (r"(?!,[0-9])" if bare else "")) for bare in (True, False)
 }
 _DIGITS = re.compile(r"[0-9]+|(?=\.[0-9\\(])")
 _DECIMALS = re.compile(r"\.(?P<digits>[0-9]*)")
+_BELOW = re.compile(r"\s*/\s*(?P<below>[0-9]{1,9})(?![0-9])")
 _REPEAT = re.compile(
     r"\s*\\(?:overline|bar)\s*(?:\{\s*(?P<over>[0-9]+)\s*\}|(?P<one>[0-9]))"
     r"|\((?P<brackets>[0-9]+)\)(?![0-9A-Za-z(\\^])"
@@ -78,6 +83,7 @@ _EXPONENT = re.compile(r"[eE](?P<power>[-+]?[0-9]{1,4})(?![0-9A-Za-z])")
 _BASE = re.compile(r"(?:\s*_\s*|\s+base\s+)(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?P<bare>[0-9]{1,3}))")
 # The base of a logarithm in plain text is a whole number: log10(5), log_12(5); \log_12 5 has base 1.
 _LOGARITHM = re.compile(r"(?<![\\A-Za-z])log(?:_(?=[0-9])|(?=[0-9]+\())(?P<base>[0-9]+)")
+_BRACKETED = re.compile(r"(?<![\w)])(?:\\left\s*)?\(\s*(?P<digits>[0-9]+)\s*(?:\\right\s*)?\)(?=\s*_\s*\{?\s*[0-9])")
 # ]0, 1[ is (0, 1).
 _OUTER = r"(?<!sqrt)(?<!surd)\["
 _FRENCH = re.compile(
@@ -111,7 +117,7 @@ def tokens(text: str, letters: bool = False) -> list[Token]:
 
     `letters`: reads mg in 2mg as a product and no unit, and sinx as a function of x and no word.
     """
-    text = _FRENCH.sub(_round, _LOGARITHM.sub(r"log_{\g<base>}", text))
+    text = _FRENCH.sub(_round, _BRACKETED.sub(r"\g<digits>", _LOGARITHM.sub(r"log_{\g<base>}", text)))
     out: list[Token] = []
     brackets: list[bool] = []  # for each open bracket: is a comma in it one between entries?
     at, spaced = 0, False
@@ -177,6 +183,8 @@ def _bracket(text: str, before: list[Token], brackets: list[bool]) -> None:
 def _number(text: str, at: int, bare_commas: bool) -> tuple[Token, int] | None:
     """The number at a place of the text and where it ends; None for a full stop that begins none."""
     groups = None if text[at - 1 : at] == "_" else _THOUSANDS[bare_commas].match(text, at)
+    if groups and (below := _BELOW.match(text, groups.end())) and int(groups[0][-3:]) < int(below["below"]):
+        groups = groups if len(groups[0].split()) != 2 else None  # 2 100/101, a mixed number
     m = groups or _DIGITS.match(text, at)
     if m is None:
         return None
@@ -206,7 +214,8 @@ def _number(text: str, at: int, bare_commas: bool) -> tuple[Token, int] | None:
     if exact and (m := _EXPONENT.match(text, at)) is not None:
         value, at, digits = value * Fraction(10) ** int(m["power"]), m.end(), f"{digits}e{m['power']}"
     if exact and (m := _BASE.match(text, at)) is not None:
-        return Token("based", f"{digits}_{int(m['group'] or m['bare'])}"), m.end()
+        base = int(m["group"] or m["bare"])
+        return Token("number", digits, value) if base == 10 else Token("based", f"{digits}_{base}"), m.end()
     return Token("number", digits, value), at
 
 
