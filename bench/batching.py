@@ -35,7 +35,7 @@ Rows = tuple[np.ndarray, ...]  # ids, log-probs, lengths
 
 def read_prompts(path: Path, model: str, rows: int) -> tuple[Prompts, tuple[int, ...]]:
     """The first `rows` questions as prompts, and the ids that end an answer."""
-    tokenizer = load_tokenizer(model, require_template=True)
+    tokenizer = load_tokenizer(model)
     ids = []
     for line in path.read_text().splitlines():
         chat = [{"role": "user", "content": json.loads(line)["question"]}]

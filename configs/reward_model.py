@@ -8,7 +8,7 @@ Chance is 50 % of the pairs; an answer's length alone gets 57 %, and 60 % where 
 
 Then RL on it, with what is known to be right logged beside it:
 
-    python -m rl_likelihood.train --config=configs/prepared.py:name=teleqna_pairs,reward=reward_model \
+    python -m rl_likelihood.train --config=configs/prepared.py:name=teleqna_pairs,model=PATH,reward=reward_model \
         --config.reward.name="reward_model + 0*nearest_option" --config.judge.model=runs/rm --workdir=runs/rl
 
 --best_of=N uses the lengths of the data set, and the grader nearest_option: right is an answer that is nearer to the

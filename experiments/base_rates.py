@@ -12,8 +12,8 @@ Each question has two worked examples, one greedy answer with a chain and one wi
     gsm8k             24 test questions, greedy only, chains of up to 120 tokens; left out, with a message, where its
                       folder does not exist
 
-Writes experiments/results/base_rates.json and prints the table of docs/results.md. Hardware: two CPU cores, 3 GB, about
-10 minutes when they do nothing else.
+Writes experiments/results/base_rates.json and prints the tables of docs/results.md. Hardware: two CPU cores, 3 GB,
+about 10 minutes when they do nothing else.
 """
 
 from __future__ import annotations
@@ -151,28 +151,38 @@ def measure(task: str, questions: int, gsm8k: str) -> dict:
     return {"questions": out["questions"], "seconds": out["seconds"], **numbers}
 
 
-COLUMNS = (
+# name, key of the results, form; of the table of answers, and of that of likelihoods
+ANSWERS = (
     ("greedy right, with chain", "greedy_success", "{:.0%}"),
     ("without", "greedy_success_no_chain", "{:.0%}"),
     ("opens the answer", "greedy_truncated", "{:.0%}"),
     ("chain, tokens", "greedy_chain_length", "{:.0f}"),
-    ("log P(a*) without", "answer_log_prob_no_chain", "{:.2f}"),
-    ("after chain", "answer_log_prob_greedy", "{:.2f}"),
-    ("answer tokens", "answer_tokens", "{:.1f}"),
-    ("chain helps", "greedy_chain_helps", "{:.0%}"),
     ("right at T = 1", "sampled_success", "{:.0%}"),
     ("pass@4", "pass@4", "{:.0%}"),
     ("mixed groups", "mixed_groups", "{:.0%}"),
-    ("std of log P in a group", "std_in_group", "{:.2f}"),
 )
+LIKELIHOODS = (
+    ("log P(a*) without chain", "answer_log_prob_no_chain", "{:.2f}"),
+    ("after chain", "answer_log_prob_greedy", "{:.2f}"),
+    ("chain helps", "greedy_chain_helps", "{:.0%}"),
+    ("std of log P in a group", "std_in_group", "{:.2f}"),
+    ("answer tokens", "answer_tokens", "{:.1f}"),
+)
+Columns = tuple[tuple[str, str, str], ...]
 
 
-def table(results: dict[str, dict]) -> str:
+def tables(results: dict[str, dict]) -> str:
+    """Markdown of both tables. The second leaves out tasks without likelihoods."""
+    scored = {task: row for task, row in results.items() if any(key in row for _, key, _ in LIKELIHOODS)}
+    return f"Answers:\n\n{table(results, ANSWERS)}\n\nLikelihood of the reference:\n\n{table(scored, LIKELIHOODS)}"
+
+
+def table(results: dict[str, dict], columns: Columns) -> str:
     """Markdown, 95 % intervals in brackets."""
-    lines = ["| task | n | " + " | ".join(name for name, _, _ in COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    lines = ["| task | n | " + " | ".join(name for name, _, _ in columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for task, row in results.items():
         cells = []
-        for name, key, form in COLUMNS:
+        for name, key, form in columns:
             values = row.get(key)
             if values is not None and name == "opens the answer":
                 values = [1 - values[0], *(1 - v for v in values[:0:-1])]
@@ -202,7 +212,7 @@ def main() -> None:
         print(task, json.dumps(results[task]), flush=True)
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    print(table({task: results[task] for task in TASKS if task in results}))
+    print(tables({task: results[task] for task in TASKS if task in results}))
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def read_runs(root: Path, file: str) -> dict[tuple[str, str], Runs]:
 
 def table(rows: Sequence[tuple[Claim, dict[str, Any]]]) -> str:
     """Markdown, the claims in their order."""
-    lines = ["| claim | difference | 95 % interval | by seed | |", "|---|---:|---:|---:|---|"]
+    lines = ["| claim | difference | 95 % interval | by seed | verdict |", "|---|---:|---:|---:|---|"]
     for claim, result in rows:
         unit, form, times = UNITS[claim.metric]
         if "difference" not in result:

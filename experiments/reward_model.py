@@ -166,7 +166,8 @@ def measure(scores: Sequence[np.ndarray], rows: Sequence[Comparison]) -> dict:
 
 def table(results: dict) -> str:
     """The tables of docs/judges.md, from the results."""
-    lines = [f"| | {' | '.join(x.replace('_', ' ') for x in SHOWN)} | ECE | rank correlation with length |", "|---|"]
+    shown = " | ".join(x.replace("_", " ") for x in SHOWN)
+    lines = [f"| scored by | {shown} | ECE | rank correlation with length |", "|---|"]
     lines[1] += "---:|" * (len(SHOWN) + 2)
     for name, row in results["rows"].items():
         cells = [f"{row[k]:.1%} ({row['ci95'][k][0]:.0%} to {row['ci95'][k][1]:.0%})" for k in SHOWN]

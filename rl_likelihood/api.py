@@ -1,4 +1,4 @@
-"""The package's Python interface, for notebooks and scripts: thin functions over the commands.
+"""Train and load runs, sample and score, from a notebook or script.
 
     from rl_likelihood import api
 
@@ -89,7 +89,7 @@ class Run:
         try:
             import pandas
         except ImportError as e:
-            raise UserError("tables need pandas; install it with pip install -e '.[notebook]'") from e
+            raise UserError("tables need pandas; run pip install -c constraints.txt -e '.[notebook]'") from e
         path = self.workdir / name
         table = pandas.DataFrame(run_files.read(path) if path.exists() else [])
         return table.set_index("step") if "step" in table else table
@@ -200,8 +200,7 @@ def generate(
     rollout = decode.sample(run.weights, collated, key, cfg)
 
     def read(text: str) -> Generated:
-        chain = text.split(task.fmt.answer_open)[0].split(task.fmt.think_close)[0].strip()
-        return Generated(chain, extract_answer(text, task.fmt), text)
+        return Generated(task.fmt.chain_of(text).strip(), extract_answer(text, task.fmt), text)
 
     return [[read(text) for text in group] for group in sampled_texts(task, rollout)]
 

@@ -3,14 +3,13 @@
 The teacher is a server that speaks OpenAI's chat protocol, or any model that model.path accepts. It answers each
 training question. DIR/distill.jsonl has the chains whose answer the grader calls right or, with
 distill.accept=likelihood, the chains that make the reference likelier. Its rows are for warm_start.chains=given and
-reward.sft_chain. DIR/heldout.jsonl has the held-out questions, DIR/dropped.jsonl the others and the reasons. After
-Ctrl-C or a kill, the same command resumes and repeats no request. The config group `judge` has the settings of a server
-(limits, the API key's variable).
+reward.sft_chain. DIR/heldout.jsonl has the held-out questions, DIR/dropped.jsonl the training questions without an
+accepted chain and the reasons. After Ctrl-C or a kill, the same command resumes and repeats no request. The config
+group `judge` has the settings of a server (limits, the API key's variable).
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,9 +116,7 @@ def distill(f: Finder, workdir: Path) -> None:
                 else:
                     unread = "not in the format" if lines[i]["replies"] else "no reply"
                     dropped.append(row | {"dropped": why if group else unread})
-    write_results(workdir, DISTILL, good, dropped, f.task)
-    counts = collections.Counter(row["dropped"] for row in dropped).items()
-    reasons = "".join(f", {k} ({reason})" for reason, k in counts)
+    reasons = write_results(workdir, DISTILL, good, dropped, f.task)
     f.say(f"{len(good)} chains in {workdir / DISTILL}; dropped {len(dropped)}{reasons}")
 
 

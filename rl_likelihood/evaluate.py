@@ -1,7 +1,7 @@
 """Evaluate: python -m rl_likelihood.evaluate --config=... [--workdir=DIR] [--step=N] [--out=DIR].
 
 Prints a table on a terminal; elsewhere, or with --json, one JSON object. Appends that object to DIR/eval.jsonl
-(evaluation/statistics.py defines its numbers). DIR/evaluations has a record of each question. After Ctrl-C or a kill,
+(docs/metrics.md defines its numbers). DIR/evaluations has a record of each question. After Ctrl-C or a kill,
 the same command resumes. Without --workdir, the model that the config starts from is evaluated; --out=DIR then names
 the folder for the files.
 
@@ -49,17 +49,8 @@ from rl_likelihood.task import checkpoint_model, load, load_model
 
 # Fields that must be equal in training and evaluation: the format of answers, and the scored tokens. The questions,
 # their maximum lengths and their instruction may differ.
-SAME = (
-    "prompt.use_system",
-    "prompt.examples",
-    "prompt.score_delims",
-    "prompt.template",
-    "prompt.examples_path",
-    "prompt.think_open",
-    "prompt.think_close",
-    "prompt.answer_open",
-    "prompt.answer_close",
-)
+_OF_PROMPT = "use_system examples score_delims template examples_path think_open think_close answer_open answer_close"
+SAME = [f"prompt.{name}" for name in _OF_PROMPT.split()]
 
 
 def main() -> None:

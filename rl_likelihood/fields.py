@@ -15,9 +15,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import operator
 import os
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rl_likelihood.shapes import UserError
@@ -53,10 +54,15 @@ def choices(kind: Any) -> tuple:
     return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
 
 
+def nearest(value: Any, options: Iterable[str]) -> str:
+    """The option most like the value; "" if none is like it."""
+    return next(iter(difflib.get_close_matches(str(value), list(options), 1)), "")
+
+
 def did_you_mean(value: Any, options: Iterable[str]) -> str:
     """ "did you mean 'prob'? " for a value near one of the options, else nothing."""
-    near = difflib.get_close_matches(str(value), list(options), 1)
-    return f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(value, options)
+    return f"did you mean {near!r}? " if near else ""
 
 
 def one_of(name: str, value: Any, options: Iterable[str]) -> None:
@@ -64,6 +70,14 @@ def one_of(name: str, value: Any, options: Iterable[str]) -> None:
     options = list(options)
     if value not in options:
         raise UserError(f"{name} is {value!r}; {did_you_mean(value, options)}it must be one of {', '.join(options)}")
+
+
+def refuse_others(c: Any, why: str, allowed: Mapping[str, Sequence], show: Callable[[Any], str] = str) -> None:
+    """UserError if a field of the config `c` has a value that is not allowed. `why`: what forbids it; `show`: writes a
+    value."""
+    for name, values in allowed.items():
+        if (given := operator.attrgetter(name)(c)) not in values:
+            raise UserError(f"{name} is {given!r}, but with {why} it must be {' or '.join(map(show, values))}")
 
 
 def checked(name: str, value: Any, kind: Any, item: dataclasses.Field) -> Any:

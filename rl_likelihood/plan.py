@@ -2,9 +2,10 @@
 
     [--slices=N] [--memory_gib=X] [--search=False]
 
-Compiles the programs that `train` would run on a TPU (or on cpu:N), and prints the memory and time that they need. It
-needs no TPU and no weights, and runs nothing. Memory is the compiler's number. Time is a lower bound, and an estimate
-from the compiler's cycles.
+v5e:4x4 is a TPU v5e slice of 4 x 4 chips. The default is cpu:8, eight devices on this CPU.
+Compiles the programs that `train` would run, and prints the memory and time that they need. It runs nothing, and needs
+no weights and no TPU; to compile for a TPU it needs the package libtpu. Memory is the compiler's number. Time is a
+lower bound, and an estimate from the compiler's cycles.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from absl import flags
 
 from rl_likelihood.cli.command import from_flags, run_main
 from rl_likelihood.config import build, changed
+from rl_likelihood.files import gguf_of
 from rl_likelihood.learner.step import prompts_per_forward
 from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.planning import aot, programs
@@ -49,7 +51,7 @@ def model_shapes(c: Config, platform: str = "cpu") -> ModelConfig:
     elif (path / checkpoint.FOLDER).is_dir():  # the workdir of a run
         old = hugging_face.read_json(path / "config.json")
         return model_shapes(changed(c, {k: old[k] for k in ("model.path", "model.preset")}), platform)
-    elif path.exists() and (file := gguf_file.find(path)):
+    elif path.exists() and (file := gguf_of(path)):
         model = gguf_file.open_gguf(file).cfg
     elif path.is_dir():
         file = path / hugging_face.CONFIG

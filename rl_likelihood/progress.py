@@ -15,7 +15,7 @@ from typing import Self, TextIO
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import BarColumn, RenderableColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
@@ -50,6 +50,11 @@ def duration(seconds: float) -> str:
     return f"{s // 86400}d{s % 86400 // 3600:02d}h"
 
 
+def counted(n: int, what: str) -> str:
+    """ "1 question", "8 questions"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def time_left(reports: Sequence[tuple[float, int]], total: int, now: float) -> float | None:
     """An estimate of the seconds until `total` is done; None if there are too few reports.
 
@@ -65,19 +70,6 @@ def time_left(reports: Sequence[tuple[float, int]], total: int, now: float) -> f
     (began, first), (last, done) = recent[0], recent[-1]
     seconds_per_piece, piece = (last - began) / max(done - first, 1), done - recent[-2][1]
     return max(seconds_per_piece * (total - done) - (now - last), seconds_per_piece * max(total - done - piece, 0))
-
-
-class _Left(ProgressColumn):
-    """A column with the amount of work done and the time left."""
-
-    max_refresh = 0.5
-
-    def __init__(self, words: Callable[[], str]) -> None:
-        super().__init__()
-        self._words = words
-
-    def render(self, task: Task) -> Text:
-        return Text(self._words())
 
 
 class Progress:
@@ -111,7 +103,7 @@ class Progress:
         if not shown:
             self._say = None
         elif console.is_terminal:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(16), _Left(self._words))
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(16), RenderableColumn(self))
             to_stdout = console.file is sys.stdout
             self._bar = Bar(*columns, console=console, transient=True, redirect_stdout=to_stdout, refresh_per_second=2)
 
@@ -141,6 +133,9 @@ class Progress:
     def left(self) -> float | None:
         """An estimate of the seconds until all is done; None if it is unknown."""
         return time_left(self._reports, self.total, time.monotonic())
+
+    def __rich__(self) -> Text:
+        return Text(self._words())
 
     def _words(self) -> str:
         left = self.left()

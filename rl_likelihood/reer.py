@@ -2,13 +2,13 @@
 
 REER's search (2509.06160; docs/writing.md) finds a chain for each training question of the config. DIR/reer.jsonl has
 the useful chains, as rows for warm_start.chains=given and reward.sft_chain. DIR/heldout.jsonl has the held-out
-questions, DIR/dropped.jsonl the other questions with the reasons, and DIR/rounds.jsonl every candidate. A table
-compares the search with its controls. After Ctrl-C or a kill, the same command resumes.
+questions, DIR/dropped.jsonl the training questions without a useful chain and the reasons, and DIR/rounds.jsonl every
+candidate. A table compares the search with its controls; it is printed, and DIR/reer.json has its numbers. After Ctrl-C
+or a kill, the same command resumes.
 """
 
 from __future__ import annotations
 
-import collections
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,9 +59,7 @@ def search(f: Finder, workdir: Path) -> None:
     chains = {i: text for i, text in enumerate(firsts) if text is not None and not why[i]}
     ended = find(f, chains, Variant("search", cfg.max_copied)) if chains else {}
     good, dropped = rows_of(examples, firsts, why, ended)
-    write_results(workdir, REER, good, dropped, f.task)
-    counts = collections.Counter(row["dropped"] for row in dropped).items()
-    reasons = "".join(f", {n} ({reason})" for reason, n in counts)
+    reasons = write_results(workdir, REER, good, dropped, f.task)
     if not chains:
         raise UserError(
             f"reer.min_chain is {cfg.min_chain}, and of {len(firsts)} first chains none is of use{reasons}; see "

@@ -36,11 +36,19 @@ from rl_likelihood.grading.graders import reference_of
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge
 from rl_likelihood.learner.reward_step import init_state, make_optimizers, make_reward_step, shardings
+from rl_likelihood.learner.step import all_finite
 from rl_likelihood.mesh import put, ready
 from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.progress import Progress, duration
 from rl_likelihood.report.metrics import MetricsWriter
-from rl_likelihood.rollouts.local_judge import describe_decoder, load_head, local_judge, reader_of, save_head
+from rl_likelihood.rollouts.local_judge import (
+    LocalJudge,
+    describe_decoder,
+    load_head,
+    local_judge,
+    reader_of,
+    save_head,
+)
 from rl_likelihood.rollouts.policy_answers import policy_answers
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint, run_files
@@ -54,7 +62,7 @@ from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.task import Model, checkpoint_model, load, load_model, load_tokenizer
 from rl_likelihood.training.comparisons import digest, encode, load_comparisons, scores_of
-from rl_likelihood.training.session import failure_in_status
+from rl_likelihood.training.session import failure_in_status, not_finite
 
 EVAL = "rm_eval.jsonl"
 
@@ -70,6 +78,7 @@ class Setup:
     model_path: str  # of the model that the run began with
     train: list[Comparison]
     heldout: list[Comparison]
+    judge: Judge
     run: Any  # the jitted judge of evaluations
 
 
@@ -153,7 +162,8 @@ def reward_model(c: Config, workdir: Path, only_evaluate: bool = False, force: b
         if path != BYTES:
             tokenizer.keep_tokenizer(reader.tokenizer, workdir / TOKENIZER, eos_ids)
         path = saved[2] if saved else path
-        setup = Setup(c, workdir, reader, model, path, train, heldout, make_judge(Judge("reward_model", model)))
+        judge = Judge("reward_model", model)
+        setup = Setup(c, workdir, reader, model, path, train, heldout, judge, make_judge(judge))
         say(f"{len(train)} comparisons to train on, {len(heldout)} held out")
         return _learn(setup, devices, params, stack, only_evaluate)
 
@@ -166,14 +176,9 @@ def reader_for(c: Config, saved: Model | None, questions: list[str]) -> tuple[Re
     else:
         model, path = (random_model(c.model.preset), BYTES) if c.model.preset else describe_decoder(c.model.path)
     text, eos_ids = load_tokenizer(path, c.judge.template, "judge.template")
-    if c.judge.max_prompt + c.judge.max_row > model.max_position:
-        raise UserError(
-            f"judge.max_prompt + judge.max_row = {c.judge.max_prompt + c.judge.max_row}, more than the "
-            f"{model.max_position} positions of the model; lower one"
-        )
     vocab = tokenizer.vocab_bytes(text, model.vocab_size)
     reader = Reader(text, vocab, SCORE._replace(date=c.prompt.date), c.judge.max_prompt, c.judge.max_row)
-    judged_text.refuse_template(reader)
+    judged_text.refuse_template(reader, model.max_position)
     judged_text.refuse_long(reader, questions)
     return reader, eos_ids
 
@@ -198,18 +203,18 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
     step, steps = int(state.step), c.train.steps
     if only_evaluate:
         return _evaluate(s, state)
+    stop = StopRequest()
+    stack.callback(stop.restore)
     writer = stack.enter_context(MetricsWriter(s.workdir, steps, step))
     writer.status("running", step)
     stack.enter_context(failure_in_status(writer))
     if step == 0:
         _evaluate(s, state)
-    rows_of, program, stop = order(len(s.train), c.train.prompts_per_step, c.seed), None, StopRequest()
-    stack.callback(stop.restore)
+    rows_of, program = order(len(s.train), c.train.prompts_per_step, c.seed), None
     progress = stack.enter_context(Progress("trained", steps, "steps", done=step))
-    meta = checkpoint_meta(s.workdir, c, s.model, s.model_path)
     while step < steps:
         if stop.requested:
-            checkpoint.save(manager, state, meta)
+            _save(s, manager, state)
             checkpoint.finish(manager)
             writer.status("interrupted", step)
             say(f"stopped after step {step}, saved; run the same command to resume")
@@ -223,18 +228,25 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
             state, out = ready(program(state, batch))
         step += 1
         out = {k: float(v) for k, v in out.items()}
-        if not np.isfinite(out["loss/preference"]) or not np.isfinite(out["grad/norm"]):
-            raise UserError(f"step {step}: the loss is not finite; lower optim.lr in a new workdir")
+        if bad := [k for k in ("loss/preference", "grad/norm") if not np.isfinite(out[k])]:
+            raise UserError(not_finite(step, bad, s.workdir))
         writer.metrics(step, out | {"judge/cut": cut, "time/learn": time.perf_counter() - begin})
         progress.advance()
         words = f"step {step}/{steps}  loss {out['loss/preference']:.4f}  pairs right {out['preference/accuracy']:.1%}"
         say(words + (f"  {duration(left)} left" if (left := progress.left()) else ""))
         if checkpoint.due(checkpoint_config, step, steps):
-            checkpoint.save(manager, state, meta)
+            _save(s, manager, state)
     checkpoint.finish(manager)
     numbers = _evaluate(s, state)
     writer.status("done", step)
     return numbers
+
+
+def _save(s: Setup, manager: checkpoint.Manager, state: TrainState) -> None:
+    """Saves a checkpoint. Refuses non-finite parameters."""
+    if not all_finite({"model": state.params, "head": state.opt_state.head}):
+        raise UserError(not_finite(int(state.step), ["the parameters"], s.workdir))
+    checkpoint.save(manager, state, checkpoint_meta(s.workdir, s.config, s.model, s.model_path))
 
 
 def _evaluate(s: Setup, state: TrainState) -> dict[str, Any]:
@@ -242,7 +254,7 @@ def _evaluate(s: Setup, state: TrainState) -> dict[str, Any]:
     of its scores, as judges read it."""
     head = state.opt_state.head
     size = min(len(s.heldout), s.config.eval.batch_prompts)
-    scores, cut = scores_of(s.run, JudgeParams(state.params, head), s.reader, s.heldout, size)
+    scores, cut = scores_of(LocalJudge(s.reader, s.judge, JudgeParams(state.params, head), s.run, size), s.heldout)
     rows = [Scored(r.prompt, r.answers, x, r.category, r.refers) for r, x in zip(s.heldout, scores, strict=True)]
     out = preference.summary(rows)
     spread = float(np.concatenate(scores).std())

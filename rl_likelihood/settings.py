@@ -68,8 +68,8 @@ class MeshSettings:
 
     data: int = field(0, "copies, the only axis across TPU slices; 0: chosen from the other axes", least=0)
     fsdp: int = field(0, "devices that parameters are split over; 0: those that the other axes leave", least=0)
-    context: int = field(1, "devices of one host that the tokens of a chain are split over, for long chains", least=1)
-    tensor: int = field(1, "devices of one host that heads, MLP and vocabulary are split over", least=1)
+    context: int = field(1, "devices of one machine that a chain's tokens are split over, for long chains", least=1)
+    tensor: int = field(1, "devices of one machine that heads, MLP and vocabulary are split over", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ class EvalSettings:
     """Evaluations on held-out questions."""
 
     prompts: int = field(100, "held-out questions to evaluate", least=0)
-    grader: str = field("exact_match", "a grader of docs/data.md; none: nothing is sampled or graded, only scored")
+    grader: str = field("exact_match", "a grader of docs/grading.md; none: nothing is sampled or graded, only scored")
     grader_workers: int = field(2, "processes for graders that may hang or crash; 0: one per core", least=0)
     grader_seconds: float = field(10.0, "time limit for grading one answer; a timeout counts as failure", least=1)
     unsafe_code: bool = field(

@@ -11,6 +11,7 @@ Rollouts are numpy arrays on the host; a `Batch` is the input of one optimizer s
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import functools
@@ -21,7 +22,7 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from flax import struct
@@ -71,6 +72,13 @@ def exits(main: Callable[..., int]) -> Callable[..., int]:
             return INTERRUPTED
 
     return guarded
+
+
+class Parser(argparse.ArgumentParser):
+    """The flags of a short command. A wrong one is a UserError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
 
 _FOLDERS = (*(sysconfig.get_path(p) for p in ("stdlib", "purelib", "platlib")), str(Path(__file__).parent))
@@ -334,6 +342,10 @@ class Tags:
     think_close: str
     answer_open: str
     answer_close: str
+
+    def chain_of(self, text: str) -> str:
+        """The chain that a text begins with: what is before its first closing or answer tag."""
+        return text.split(self.think_close)[0].split(self.answer_open)[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from ml_collections import ConfigDict
 
@@ -31,7 +30,7 @@ from rl_likelihood.grading.worker import run_file
 from rl_likelihood.report import figures, page, plots, table, table_text
 from rl_likelihood.runtime import disk, run_files
 from rl_likelihood.runtime.console import outlive_the_terminal
-from rl_likelihood.shapes import UserError, exits, user_code
+from rl_likelihood.shapes import Parser, UserError, exits, user_code
 from rl_likelihood.sweeps import grid, ray_runner, runners
 from rl_likelihood.sweeps.grid import Experiment, Point
 
@@ -44,13 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return act(parser().parse_args(argv))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def parser() -> argparse.ArgumentParser:
-    p = _Parser(prog="rl_likelihood.sweep", description="Runs and reports the points of an experiments file.")
+    p = Parser(prog="rl_likelihood.sweep", description="Runs and reports the points of an experiments file.")
     p.add_argument("file", help="experiments/NAME.py, with get_sweep()")
     actions = p.add_mutually_exclusive_group(required=True)
     actions.add_argument("--list", action="store_true", help="the points, by number")

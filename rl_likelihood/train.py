@@ -1,9 +1,11 @@
 """Train: python -m rl_likelihood.train --config=configs/NAME.py --workdir=DIR.
 
-    [--config.a.b=v ...] [--print_config] [--dry_run]
+    [--config.a.b=v ...] [--print_config] [--dry_run] [--force]
 
-Same workdir = resume. Read `learn` first: it is the whole loop.
+The same workdir resumes its run. With --force it resumes even if the config has changed.
 """
+
+# Read `learn` first: it is the whole loop.
 
 from __future__ import annotations
 
@@ -54,7 +56,6 @@ from rl_likelihood.runtime.signals import Stopped, StopRequest
 from rl_likelihood.runtime.workdir import (
     BEGINNING,
     EXAMPLES,
-    INITIAL,
     TOKENIZER,
     OtherInputs,
     claim,
@@ -319,7 +320,7 @@ def start(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | None,
         # Saves `initial`, not `frozen`: its layers are stacked, and an int8 base is quantised again on resume.
         stored = jax.tree.map(lambda x: x.astype(c.lora.stored_dtype), initial) if c.lora.rank else initial
         initial_state = TrainState(step=put(np.int32(0), state_at.step), params=stored, opt_state=())
-        checkpoint.save_initial(r.workdir / INITIAL, initial_state, r.meta() | {"lora": None})
+        checkpoint.save_initial(r.workdir / checkpoint.INITIAL, initial_state, r.meta() | {"lora": None})
     if c.reward.baseline == "frozen":
         write_baseline(r.task, r.devices, initial, r.workdir, r.stop.check)
     # Saved last: this checkpoint implies that everything that the run starts from has been written.
@@ -340,7 +341,8 @@ def resumed(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | Non
     warn_of_lost_lines(r.writer.workdir, meta.get("file_bytes", {}), int(state.step))
     reference = None
     if cfg.with_frozen:
-        initial = checkpoint.restore_params(r.workdir / INITIAL, at=lambda _: param_shardings(mesh, model))[1]
+        at = param_shardings(mesh, model)
+        initial = checkpoint.restore_params(r.workdir / checkpoint.INITIAL, at=lambda _: at)[1]
         reference = init_reference(initial, mesh, model, cfg)
     return state, reference, meta.get("queue")
 

@@ -5,9 +5,9 @@ The judge is a model's name, folder or .gguf file, a reward model's workdir, or 
 protocol, with --judge_name (the API key is in the environment variable JUDGE_API_KEY). It sees each pair of answers in
 both orders.
 
-First the judge is calibrated: it compares reference answers with reference answers to other questions, and with their
-own first halves. If either accuracy is not above chance, no win rate is printed. The output also has the accuracy of a
-judge that always prefers the longer answer. Prints one JSON object and appends it to --out.
+First the judge is tested: it compares reference answers with reference answers to other questions, and with their own
+first halves. If either accuracy is not above chance, there is no win rate, and the exit status is 2. The output also
+has the accuracy of a judge that always prefers the longer answer. Prints one JSON object and appends it to --out.
 """
 
 from __future__ import annotations
@@ -36,17 +36,11 @@ NAMES = Names("--judge", "--template", "--")
 Compare = Callable[[Sequence[str], Sequence[tuple[str, str]]], Verdicts]
 
 
-def compare_locally(judge: LocalJudge, questions: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Verdicts:
-    """A local judge's preference for the first answer of each pair. A reward model scores each answer by itself."""
-    if judge.params.head is None:
-        out = judge(questions, [[pair] for pair in pairs])
-        return Verdicts(out.values[:, 0], out.keep[:, 0], out.cut)
-    out = judge(questions, [[(first,), (second,)] for first, second in pairs])
-    return Verdicts(winrate.sigmoid(out.values[:, 0] - out.values[:, 1]), out.keep.all(1), out.cut)
-
-
-def compare_by_http(judge: HttpJudge, questions: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Verdicts:
-    """A remote judge's preference for the first answer of each pair."""
+def preference(judge: LocalJudge | HttpJudge, questions: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Verdicts:
+    """A judge's preference for the first answer of each pair. A reward model scores each answer by itself."""
+    if isinstance(judge, LocalJudge) and judge.params.head is not None:
+        out = judge(questions, [[(first,), (second,)] for first, second in pairs])
+        return Verdicts(winrate.sigmoid(out.values[:, 0] - out.values[:, 1]), out.keep.all(1), out.cut)
     out = judge(questions, [[pair] for pair in pairs])
     return Verdicts(out.values[:, 0], out.keep[:, 0], out.cut)
 
@@ -135,8 +129,9 @@ def main() -> None:
         )
         remote = HttpJudge(settings, form)
         remote.endpoint.refuse_unreachable()
-        out = measured(functools.partial(compare_by_http, remote), a, b)
-        out |= {"calls": remote.endpoint.spent[0], "tokens": remote.endpoint.spent[1], "failed": dict(remote.failures)}
+        out = measured(functools.partial(preference, remote), a, b)
+        calls, tokens = remote.endpoint.spent
+        out |= {"calls": calls, "tokens": tokens, "failed": dict(remote.endpoint.failures)}
         remote.close()
     else:
         described = (values.judge, form, values.max_prompt, values.max_row, values.template, NAMES)
@@ -145,7 +140,7 @@ def main() -> None:
             raise UserError(f"--task is {values.task!r}, but --judge is a reward model, which reads none; leave it out")
         refuse_long(reader, [x.prompt for x, _ in common(a, b)])
         local = local_judge(*described)
-        out = measured(functools.partial(compare_locally, local), a, b)
+        out = measured(functools.partial(preference, local), a, b)
     row = {"step": 0, "a": values.a, "b": values.b, "by": values.judge, **out}
     print(json.dumps(row))  # first: --out may not be writable
     if values.out:

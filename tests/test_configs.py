@@ -104,7 +104,10 @@ def test_other_names_are_refused():
 
 def test_the_table_of_base_rates():
     row = {"questions": 8, "greedy_success": [0.25, 0.1, 0.5], "greedy_truncated": [0.125, 0.0, 0.25], "pass@4": [0.5]}
-    head, _, line = base_rates.table({"chain_sum": row}).splitlines()
-    cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
+    row_of = lambda table: dict(zip(*(line.strip("| ").split(" | ") for line in table.splitlines()[::2]), strict=True))
+    cells = row_of(base_rates.table({"chain_sum": row}, base_rates.ANSWERS))
     assert cells["greedy right, with chain"] == "25% (10% to 50%)" and cells["pass@4"] == "50%"
-    assert cells["opens the answer"] == "88% (75% to 100%)" and cells["n"] == "8" and cells["chain helps"] == "-"
+    assert cells["opens the answer"] == "88% (75% to 100%)" and cells["n"] == "8" and cells["mixed groups"] == "-"
+    row = {"questions": 8, "greedy_chain_helps": [0.25]}
+    cells = row_of(base_rates.table({"chain_sum": row}, base_rates.LIKELIHOODS))
+    assert cells["chain helps"] == "25%" and cells["answer tokens"] == "-"

@@ -1,6 +1,7 @@
 """The documents: links, paths, commands, fields and names exist, and numbers are those of the result files."""
 
 import importlib.util
+import inspect
 import json
 import re
 import statistics
@@ -9,10 +10,14 @@ from pathlib import Path
 import pytest
 
 from configs import writing
-from experiments import reward_model
+from experiments import base_rates, reward_model
 from rl_likelihood.config import all_fields, apply_preset, build
+from rl_likelihood.datasets import procedural
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.report import table_text
+from rl_likelihood.report.alarms import ALARMS
+from rl_likelihood.rollouts import samples
+from rl_likelihood.shapes import Outcomes
 from rl_likelihood.tables import reward_table
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +66,13 @@ def test_commands_and_fields_exist(name):
         assert field in all_fields(), field
 
 
+def test_commands_of_prepared_data_name_a_model():
+    """The default of configs/prepared.py is a folder that readers do not have."""
+    for name, text in {**TEXTS, "reward_model": (ROOT / "configs" / "reward_model.py").read_text()}.items():
+        for argument in re.findall(r"rl_likelihood\.train\s+--config=configs/prepared\.py:(\S+)", text):
+            assert "model=" in argument, (name, argument)
+
+
 def test_the_settings_of_the_commands_of_the_page_on_writing_fit_together():
     command = r"`python -m rl_likelihood\.\w+ --config=configs/writing\.py:(\S+)(.*?)`"
     commands = re.findall(command, TEXTS["docs/writing.md"])
@@ -82,6 +94,11 @@ def test_every_preset_is_named():
     assert sorted(re.findall(r"\w+", listed)) == sorted(PRESETS)
 
 
+def test_every_preset_of_questions_is_named():
+    rows = cells(TEXTS["docs/data.md"], "| preset | questions")
+    assert [row[0].strip("`") for row in rows] == list(procedural.PRESETS)
+
+
 def test_every_package_is_in_the_layout():
     named = set(
         re.findall(r"`(\w+)(?:/|\.py)`", "".join(row[0] for row in cells(TEXTS["docs/architecture.md"], "| package")))
@@ -89,6 +106,41 @@ def test_every_package_is_in_the_layout():
     package = ROOT / "rl_likelihood"
     there = {p.parent.name for p in package.glob("*/__init__.py")} | {p.stem for p in package.glob("*.py")}
     assert there - {"__init__"} <= named
+
+
+def test_every_command_is_in_the_readme():
+    """Every module with a main. Left out: parts of other commands, an old name, and what CONTRIBUTING.md names."""
+    inner = {"cli.command", "grading.code", "grading.sandbox", "grading.worker", "weights.assets", "data.prepare"}
+    inner |= {"config", "report.metric_table"}
+    package = ROOT / "rl_likelihood"
+    mains = (p.relative_to(package) for p in package.rglob("*.py") if '\nif __name__ == "__main__":' in p.read_text())
+    names = {".".join(path.with_suffix("").parts).removesuffix(".__main__") for path in mains}
+    table = " ".join(row[0] for row in cells(README, "| command |"))
+    assert sorted(re.findall(r"-m rl_likelihood\.([\w.]+)", table)) == sorted(names - inner)
+
+
+def test_every_extra_is_in_its_table():
+    extras = re.findall(r'^        "(\w+)": \[', (ROOT / "setup.py").read_text(), re.M)
+    assert len(extras) > 10
+    named = re.findall(r"`(\w+)`", " ".join(row[0] for row in cells(TEXTS["docs/architecture.md"], "| extra |")))
+    assert sorted(named) == sorted(extras)
+
+
+def test_every_alarm_is_named():
+    listed = TEXTS["docs/architecture.md"].split("in words: ")[1].split("(`report")[0]
+    assert [name.strip() for name in listed.replace("\n ", "").split(",")] == list(ALARMS)
+
+
+def test_the_files_and_fields_of_a_workdir_are_those_of_the_code():
+    page = TEXTS["docs/architecture.md"]
+    code = "".join(path.read_text() for path in (ROOT / "rl_likelihood").rglob("*.py"))
+    files = re.findall(r"`([\w.]+)/?`", " ".join(row[0] for row in cells(page, "| file | contents")))
+    assert len(files) > 15
+    assert all(f'"{file}"' in code for file in set(files) - {"curves.png", "curves.svg"})  # made of two parts
+    written = set(re.findall(r'"(\w+)(?:"\] = |": )', inspect.getsource(samples.sample_of)))
+    written |= {"version", "step", *Outcomes.__annotations__}
+    named = re.findall(r"`([\w/]+)`", " ".join(row[0] for row in cells(page, "| field | contents")))
+    assert sorted(named) == sorted({*written, "reward/NAME"})
 
 
 def test_no_document_outside_the_repository_is_pointed_to():
@@ -115,6 +167,27 @@ def test_claims_and_the_grid_are_those_of_the_result_files():
         measured = [one[0], one[1], one[4], one[6], other[0], other[2]]
         for cell, value in zip(shown, measured, strict=True):
             assert cell in (value.split(" (")[0], "-"), (name, cell, value)
+
+
+def test_the_tables_of_base_rates_are_those_of_their_results():
+    results = json.loads((RUNS / "base_rates.json").read_text())
+    assert base_rates.tables({task: results[task] for task in base_rates.TASKS}) in RESULTS
+
+
+def test_the_memory_of_the_plans_is_that_of_their_outputs():
+    """GiB of the learner step, and of the largest of the sampler's programs."""
+    pods = TEXTS["docs/pods.md"]
+    for heading, label, step, file in (
+        ("| micro-batch", "64 prompts", 3, "llama-3.1-8b_v5p-4x4x4_micro_64"),
+        ("| micro-batch", "4 prompts (the default)", 3, "llama-3.1-8b_v5p-4x4x4_micro_4"),
+        ("| mesh | prompts per", "1 x 4 x 4 x 1", 4, "llama-3.2-3b_32768_tokens_v5p-2x2x4"),
+    ):
+        output = (RUNS / "plans" / f"{file}.txt").read_text()
+        line = r"(?m)^(learner step|prefill|sampling) .*?([\d.]+) +\d+ s  yes$"  # total, seconds of compilation, fits
+        total = {program: float(gib) for program, gib in re.findall(line, output)}
+        (row,) = [row for row in cells(pods, heading) if row[0] == label]
+        sampler = max(total["prefill"], total["sampling"])
+        assert [float(cell) for cell in row[step : step + 2]] == [round(total["learner step"], 1), round(sampler, 1)]
 
 
 def test_the_tables_of_the_reward_model_are_those_of_its_results():

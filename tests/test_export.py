@@ -54,7 +54,7 @@ def test_command(tmp_path):
     loaded_cfg, loaded = files.load(tmp_path / "out")
     assert loaded_cfg == cfg
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    ours, base = load_tokenizer(tmp_path / "out", require_template=True), load_tokenizer(tmp_path / "base")
+    ours, base = load_tokenizer(tmp_path / "out"), load_tokenizer(tmp_path / "base")
     assert ours.get_vocab() == base.get_vocab() and ours.chat_template == base.chat_template
     stop = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert json.loads((tmp_path / "out" / "export.json").read_text()) == {
@@ -172,7 +172,7 @@ def test_model_with_the_byte_tokenizer(tmp_path):
     cfg = ModelConfig(family="llama", kv_heads=2, **{**BASE, "vocab_size": len(tokenizer)})
     params = random_params(cfg, 1)
     export(cfg, params, BYTES, tmp_path)
-    loaded = load_tokenizer(tmp_path, require_template=True)
+    loaded = load_tokenizer(tmp_path)
     text = "<think>1 + 1 = 2</think>\n<answer>2</answer>"
     assert loaded(text).input_ids == tokenizer(text).input_ids
     jax.tree.map(np.testing.assert_array_equal, files.load(tmp_path)[1], params)

@@ -1,7 +1,12 @@
 """The reward_model command: trains, resumes, evaluates; its folder is a judge; what is wrong with the data is named."""
 
+import dataclasses
+import io
 import json
+import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +103,52 @@ def test_it_trains_resumes_and_judges(tmp_path):
     save_head(run, load_head(str(run))[0], 1.0, step=2)
     with pytest.raises(UserError, match="of step 2.*of step 4.*--evaluate"):
         local_judge(str(run), SCORE, 40, 20)
+
+
+@pytest.mark.parametrize(
+    "section, field, lr, every, step, what",
+    [
+        ("optim", "lr", math.inf, 1, 3, "the parameters are"),
+        ("preference", "head_lr", math.inf, 1, 3, "the parameters are"),
+        ("optim", "lr", 1e38, 2, 4, "loss/preference, grad/norm is"),
+    ],
+    ids=["a save", "a save of the head", "a step"],
+)
+def test_what_is_not_finite_is_not_saved_and_a_new_run_starts_from_the_advised_path(
+    section, field, lr, every, step, what, tmp_path
+):
+    data, run = write(tmp_path / "rows.jsonl"), tmp_path / "run"
+    reward_model(config(data, train__steps=2), run)
+    c = config(data, train__checkpoint_every=every)
+    c = dataclasses.replace(c, **{section: dataclasses.replace(getattr(c, section), **{field: lr})})
+    with pytest.raises(UserError, match=f"step {step}: {what} not finite; the checkpoint of step 2 is good") as e:
+        reward_model(c, run, force=True)
+    assert checkpoint.latest_step(run) == 2 and run_files.read_status(run)["state"] == "failed"
+    advised = str(e.value).rpartition("model.path=")[2]
+    reward_model(config(data, train__steps=1, model__preset="", model__path=advised), tmp_path / "new")
+    assert checkpoint.latest_step(tmp_path / "new") == 1
+
+
+def test_a_signal_in_the_first_evaluation_is_in_status_and_the_run_resumes(tmp_path, monkeypatch):
+    data, run = write(tmp_path / "rows.jsonl"), tmp_path / "run"
+
+    class Stopping(io.StringIO):
+        """A console whose user stops the run when it reports its evaluation."""
+
+        def write(self, text):
+            if "held out:" in text:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().write(text)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nothing handled the signal"))
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", Stopping())
+            assert reward_model(config(data), run) == {"step": 0, "stopped": True}
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert run_files.read_status(run)["state"] == "interrupted"
+    assert reward_model(config(data), run)["step"] == 4 and run_files.read_status(run)["state"] == "done"
 
 
 def test_its_workdir_travels_without_its_model(tmp_path):

@@ -30,7 +30,7 @@ def test_the_likelihood_of_an_option_is_that_of_its_tokens(model):
     total = found["option likelihood, sum (ranks as option_prob)"]
     assert [len(x) for x in total] == [3, 2, 2]
     reader = model.reader(SCORE, ROWS, [[(a,) for a in r.answers] for r in ROWS])
-    tokenizer = load_tokenizer(model.path, require_template=True)
+    tokenizer = load_tokenizer(model.path)
     talk = [{"role": "user", "content": ROWS[0].prompt}, {"role": "assistant", "content": "six, I think"}]
     ids = np.asarray(tokenizer(tokenizer.apply_chat_template(talk, tokenize=False))["input_ids"], np.int32)
     before = tokenizer.apply_chat_template(talk, tokenize=False).partition("six")[0]

@@ -1,6 +1,5 @@
 """The command line of the mains: config file, overrides, preset; every refusal in one line."""
 
-import difflib
 import logging
 import math
 import os
@@ -17,6 +16,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from rl_likelihood.config import apply_preset, flatten, tree
+from rl_likelihood.fields import nearest
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import outlive_the_terminal
 from rl_likelihood.runtime.watch import LOST, Unreachable
@@ -104,8 +104,8 @@ def find_config(argv: list[str]) -> Path | None:
             if file.is_dir():
                 refuse(f"--config is {file}, which is a folder; give a config file in it")
             if not file.is_file():
-                near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 1)
-                refuse(f"config file {file} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
+                near = nearest(file.name, (p.name for p in file.parent.glob("*.py")))
+                refuse(f"config file {file} does not exist" + (f"; did you mean {near}?" if near else ""))
             sys.path.insert(0, str(file.parent.parent))
             return file
     return None
@@ -243,8 +243,8 @@ def explained(error: BaseException, argv: list[str]) -> str:
                 f"the config has no field {name}: the learner's log-probs are of the whole distribution, so training "
                 f"samples from it; --config.{name.replace('sampler', 'eval')} is for evaluations"
             )
-        near = difflib.get_close_matches(name, fields, 1) or [f for f in fields if f.endswith(name.rpartition(".")[2])]
-        hint = f"; did you mean {near[0]}?" if near else "; docs/config.md lists all fields"
+        near = nearest(name, fields) or next((f for f in fields if f.endswith(name.rpartition(".")[2])), "")
+        hint = f"; did you mean {near}?" if near else "; docs/config.md lists all fields"
         return f"the config has no field {name}{hint}"
     return _first_sentence(error)
 

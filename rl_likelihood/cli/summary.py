@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rl_likelihood.progress import counted
 from rl_likelihood.report import metric_table, table_text
 from rl_likelihood.report.plots import curves
 from rl_likelihood.runtime import run_files
-from rl_likelihood.runtime.console import chains_words, counted, excerpt, say
+from rl_likelihood.runtime.console import chains_words, excerpt, say
 
 
 def summary(workdir: Path) -> None:

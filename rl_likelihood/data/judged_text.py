@@ -259,9 +259,14 @@ def _prompts(reader: Reader, questions: Sequence[str], rendered: list[_Rendered]
     return prompts
 
 
-def refuse_template(reader: Reader) -> None:
-    """UserError if the judge's template does not show an answer, if it leaves no tokens for one, or if its tokenizer
-    merges the end of the prompt and the beginning of a row into one token."""
+def refuse_template(reader: Reader, positions: int) -> None:
+    """UserError if prompt and row may exceed the judge's positions, if its template does not show an answer or leaves
+    no tokens for one, or if its tokenizer merges the end of the prompt and the beginning of a row into one token."""
+    if reader.max_prompt + reader.max_row > positions:
+        raise UserError(
+            f"{reader.names.limits}max_prompt + {reader.names.limits}max_row = {reader.max_prompt + reader.max_row}, "
+            f"more than the {positions} positions of the judge; lower one"
+        )
     rendered = _rendered(reader, "a question")
     around = _around(reader, rendered)
     if sum(map(len, around)) >= reader.max_row:

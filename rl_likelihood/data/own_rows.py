@@ -90,7 +90,7 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
         check[ALTERNATIVES] = [_answer(value, f"{ALTERNATIVES}[{i}]") for i, value in enumerate(row[ALTERNATIVES])]
     if isinstance(row.get(REJECTED), list):
         with contextlib.suppress(BadRow):  # for option_prob; other values of this field have other uses
-            check[REJECTED] = [_text(value, REJECTED) for value in row[REJECTED]]
+            check[REJECTED] = [_answer(value, REJECTED) for value in row[REJECTED]]
     messages = messages if len(messages) > 1 else ()
     return Example(str(uid), prompt, answer.strip(), chain.strip(), task, messages, json.dumps(check) if check else "")
 

@@ -340,17 +340,18 @@ def completion_ids(
     chain: str | Sequence[int] | np.ndarray | None,
     tokenizer: PreTrainedTokenizerBase,
     fmt: ChainFormat,
+    tag: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(ids [t], segment [t]) of chain, closing tags and reference answer: the target of supervised fine-tuning.
 
     A `chain` of text is encoded, a `chain` of (sampled) ids is used unchanged, and None or "" is an empty chain.
-    Segments are CHAIN, TAG, REFERENCE of shapes.py.
+    `tag`: other closing tags than those of a chain that never closed. Segments are CHAIN, TAG, REFERENCE of shapes.py.
     """
     if chain is None:
         chain = ()
     elif isinstance(chain, str):
         (chain,) = ids_after_text(tokenizer, fmt.vocab_bytes, [chain])
-    parts = [(CHAIN, chain), (TAG, fmt.close_think_ids), (REFERENCE, row.answer_ids)]
+    parts = [(CHAIN, chain), (TAG, fmt.close_think_ids if tag is None else tag), (REFERENCE, row.answer_ids)]
     ids = np.concatenate([np.asarray(part, np.int32) for _, part in parts])
     return ids, np.repeat(np.asarray([s for s, _ in parts], np.int32), [len(part) for _, part in parts])
 

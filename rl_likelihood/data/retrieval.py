@@ -54,7 +54,9 @@ class Store:
         try:
             import bm25s
         except ImportError:
-            raise UserError("rubric.retriever needs bm25s; run pip install -e '.[rubrics]'") from None
+            raise UserError(
+                "rubric.retriever needs bm25s; run pip install -c constraints.txt -e '.[rubrics]'"
+            ) from None
         if self._lexical is None:
             text_tokens = bm25s.tokenize(self.texts, show_progress=False)
             if not text_tokens.vocab:  # no text has a word, as in "2+2?"

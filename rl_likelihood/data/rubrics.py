@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rl_likelihood import files
 from rl_likelihood.data.judged_text import text_of
 from rl_likelihood.data.records import is_number, records, refuse_no_text
 from rl_likelihood.shapes import UserError
@@ -62,12 +63,10 @@ def read_rubrics(path: str, name: str = "rubric.path") -> list[Rubric]:
 def write_rubrics(path: str | Path, rubrics: Sequence[Rubric], before: bytes = b"") -> None:
     """Writes the file that `read_rubrics` reads, which begins with the lines `before`. It is replaced atomically."""
     path = Path(path)
-    new = path.with_name(path.name + ".new")
     lines = "".join(json.dumps(to_record(rubric), ensure_ascii=False) + "\n" for rubric in rubrics)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_bytes(before + b"\n" * (before[-1:] not in (b"", b"\n")) + lines.encode())
-        new.replace(path)
+        files.replace(path, before + b"\n" * (before[-1:] not in (b"", b"\n")) + lines.encode())
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another") from e
 

@@ -6,13 +6,12 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
 
-from gguf import GGUFReader
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from rl_likelihood.files import gguf_of, gguf_reader
 from rl_likelihood.shapes import UserError
 
 # For base models: only words, no control tokens.
@@ -50,18 +49,15 @@ PRE_TOKENIZERS = {
 }
 
 
-def load_tokenizer(path: str | os.PathLike, require_template: bool = False) -> PreTrainedTokenizerFast:
+def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerFast:
     """The tokenizer of a Hugging Face folder, a .gguf file, or a folder with exactly one .gguf. Uses no network.
 
     It has the model's chat template, eos, bos and pad (None if the model has none). UserError for missing or broken
-    files, for a GGUF vocabulary of unknown kind, and with `require_template` for a tokenizer without a chat template.
+    files, and for a GGUF vocabulary of unknown kind.
     """
     path = Path(path)
-    gguf = _gguf(path)
-    tokenizer = _from_gguf(gguf) if gguf else _from_folder(path)
-    if require_template:
-        set_template(tokenizer, "model", str(path))
-    return tokenizer
+    gguf = gguf_of(path)
+    return _from_gguf(gguf) if gguf else _from_folder(path)
 
 
 def set_template(
@@ -81,16 +77,6 @@ def set_template(
         )
 
 
-def _gguf(path: Path) -> Path | None:
-    """The .gguf file: `path` itself, or the only one in a folder without config.json (the rule for weights)."""
-    if path.suffix == ".gguf":
-        return path
-    files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").exists() else []
-    if len(files) > 1:
-        raise UserError(f"{path}: holds {len(files)} .gguf files ({files[0].name}, {files[1].name}, ...); name one")
-    return files[0] if files else None
-
-
 def _from_folder(path: Path) -> PreTrainedTokenizerFast:
     file = path / "tokenizer.json"
     if not file.is_file():
@@ -107,7 +93,7 @@ def _from_folder(path: Path) -> PreTrainedTokenizerFast:
 
 def _from_gguf(file: Path) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer from a GGUF file's metadata tokenizer.ggml.*."""
-    meta = _metadata(file)
+    meta = {k: field.contents() for k, field in gguf_reader(file).fields.items() if k.startswith("tokenizer.")}
     kind, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
     if kind != "gpt2" or pre not in PRE_TOKENIZERS:
         raise UserError(
@@ -152,17 +138,6 @@ def _from_gguf(file: Path) -> PreTrainedTokenizerFast:
         chat_template=meta.get("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,
     )
-
-
-def _metadata(file: Path) -> dict[str, Any]:
-    """The fields of a GGUF file whose names begin with "tokenizer."."""
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; give a .gguf file or a model folder")
-    try:
-        fields = GGUFReader(file).fields
-    except (ValueError, IndexError, KeyError, OverflowError) as e:  # what slicing past the end of the map raises
-        raise UserError(f"{file}: truncated, or not a GGUF file ({e}); download it again") from None
-    return {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}
 
 
 def save_tokenizer(

@@ -67,7 +67,7 @@ class DataSet(Files):
     heldout_split: str = "test"
     strata: tuple[str, ...] = ()  # fields of `extra`: the same share of each is held out
 
-    grader: str  # of docs/data.md; none: the answers are texts that no program can check
+    grader: str  # of docs/grading.md; none: the answers are texts that no program can check
     max_prompt: int
     max_answer: int
     max_chain: int = 384

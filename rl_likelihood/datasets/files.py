@@ -1,7 +1,6 @@
 """The files and archives of a data set, their records, and their download."""
 
 import contextlib
-import difflib
 import fnmatch
 import hashlib
 import http.client
@@ -15,6 +14,7 @@ from typing import Any
 
 from rl_likelihood.data.records import SUFFIXES, UNREAD, Location, reason, records
 from rl_likelihood.datasets.common import SPLITS, Files, split_in
+from rl_likelihood.fields import nearest
 from rl_likelihood.progress import of_bytes, tell
 from rl_likelihood.shapes import UserError
 
@@ -61,9 +61,8 @@ def unread(source: str) -> list[str]:
 def _advice(source: str, path: Path) -> str:
     """A hint for a path that does not exist; "" without one."""
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
-    if near:
-        return f"did you mean {path.parent / near[0]}?"
+    if near := nearest(path.name, siblings):
+        return f"did you mean {path.parent / near}?"
     return f"for a data set of the hub write hf:{source}" if source.count("/") == 1 and "." not in source else ""
 
 
@@ -144,8 +143,9 @@ def _zip_members(file: Path, name: str, dataset: Files) -> Iterator[tuple[str, b
         import pyzipper  # zipfile cannot decrypt AES
     except ImportError as e:
         raise UserError(
-            f"{file} is encrypted (AES), which needs the package pyzipper; run pip install pyzipper, or unpack it "
-            f"with the password {dataset.password.decode()!r} and name the unpacked file with --source"
+            f"{file} is encrypted (AES), which needs the package pyzipper; run pip install -c constraints.txt -e "
+            f"'.[data]', or unpack it with the password {dataset.password.decode()!r} and name the unpacked file with "
+            "--source"
         ) from e
     with pyzipper.AESZipFile(file) as archive:
         for n in fitting:
@@ -214,7 +214,7 @@ def from_hub(address: str, by_hand: str) -> str:
         import huggingface_hub
     except ImportError as e:
         raise UserError(
-            f"{address} needs the extra hub, the package huggingface_hub; run pip install -e '.[hub]', or {by_hand}"
+            f"{address} needs the package huggingface_hub; run pip install -c constraints.txt -e '.[hub]', or {by_hand}"
         ) from e
     name, _, revision = parts[1].partition("@")
     repository, below = f"{parts[0]}/{name}", "/".join(parts[2:])

@@ -27,7 +27,8 @@ from rl_likelihood.datasets.common import BadRow, DataSet, Row, Skipped
 from rl_likelihood.datasets.questions import example_key, group_key, named
 from rl_likelihood.datasets.splitting import leave_out_long, split_rows
 from rl_likelihood.fields import one_of
-from rl_likelihood.shapes import UserError, exits
+from rl_likelihood.progress import counted
+from rl_likelihood.shapes import Parser, UserError, exits
 
 VERSION = "1.0.0"  # of the stored form: raise it when FIELDS change
 
@@ -54,19 +55,15 @@ class PrepareReport:
     def paragraph(self) -> str:
         """The report in words."""
         sizes = ", ".join(f"{n:,} {name}" for name, n in self.splits.items())
-        skipped = "".join(f"; {_count(n, 'row')} left out: {reason}" for reason, n in self.left_out.items())
+        skipped = "".join(f"; {counted(n, 'row')} left out: {reason}" for reason, n in self.left_out.items())
         limit = f" of over {self.max_chars:,} characters" if self.max_chars else ""
         return (
-            f"{self.dataset}: {_count(self.rows, 'row')} of {_count(self.files, 'file')} ({self.bytes / 1e6:.2f} MB) "
+            f"{self.dataset}: {counted(self.rows, 'row')} of {counted(self.files, 'file')} ({self.bytes / 1e6:.2f} MB) "
             f"read; kept {sizes}{skipped}; removed from training {named(self.duplicates, 'duplicate')} and "
             f"{named(self.overlap, 'question')} of given test sets; in those, {named(self.repeats, 'repeat')} kept; "
             f"{named(self.too_long, 'long row')}{limit} left out; {named(self.bad_rows, 'bad row')}. "
             f"Written to {self.folder}; {REPORT} there names every row."
         )
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
 def prepare(
@@ -274,15 +271,10 @@ def _cannot_write(out: str, e: OSError | RuntimeError) -> UserError:
 # ---------------------------------------------------------------------------------------- command
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(message)
-
-
 @exits
 def main(argv: Sequence[str]) -> int:
     """Prepares what the flags say and prints the report; 0."""
-    parser = _Parser(prog="python -m rl_likelihood.datasets.prepare", allow_abbrev=False, description=__doc__)
+    parser = Parser(prog="python -m rl_likelihood.datasets.prepare", allow_abbrev=False, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--dataset", default="", help=", ".join(DATASETS))
     parser.add_argument("--source", default="", help="files or folders, with commas, or hf:owner/name[/folder]")

@@ -170,7 +170,7 @@ def generate(text: str, seed: int, split: str) -> Iterator[Example]:
 
 def _arithmetic(uid: str, task: Task, item: dict[str, Any]) -> Example:
     expression, preset = item["metadata"]["expression"], task.preset
-    return Example(uid, preset.wording.format(expression), str(evaluate_expression(expression)), task=task.text)
+    return Example(uid, preset.wording.format(expression), str(evaluate(expression)[0]), task=task.text)
 
 
 def _faulty(uid: str, task: Task, rng: random.Random) -> Example:
@@ -208,11 +208,3 @@ def _own(uid: str, task: Task, item: dict[str, Any]) -> Example:
         )
     check = pack(task.dataset, task.parameters, item)
     return Example(uid, item["question"].strip(), str(item["answer"]).strip(), task=task.dataset, check=check)
-
-
-# ------------------------------------------------------------------------------------------- the presets' arithmetic
-
-
-def evaluate_expression(expression: str) -> int:
-    """Value of integers joined by " + ", " - ", " * " (products first)."""
-    return int(evaluate(expression)[0])

@@ -1,8 +1,8 @@
 """When two questions are the same, when they are variants of each other, and which are held out.
 
-There are two keys. Rows with the same `example_key` ask the same question, and one of them is kept. Rows with the same
-`group_key` ask variants of a question ("Compute 4" and "Compute 4!"). All of them are kept, on the same side of a
-split, so that no variant of a held-out question is ever trained on.
+There are two keys. Rows with the same `example_key` ask the same question, and one of them is kept (`distinct` has an
+exception). Rows with the same `group_key` ask variants of a question ("Compute 4" and "Compute 4!"). All of them are
+kept, on the same side of a split, so that no variant of a held-out question is ever trained on.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from typing import Any
 
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
 from rl_likelihood.datasets.procedural import PRESETS
+from rl_likelihood.progress import counted
 from rl_likelihood.shapes import ENVIRONMENT, Example
 
 _WORDINGS = [preset.wording.split("{}") for preset in PRESETS.values() if preset.wording]
@@ -76,16 +77,23 @@ def worked_groups(shown: Shots, tasks: Iterable[str]) -> set[str]:
 def distinct(
     rows: Sequence[Any], key: Callable = example_key, example: Callable = lambda row: row
 ) -> tuple[list[Any], list[str]]:
-    """The first row of every question, and the others in words. `key`, `example`: those of a row."""
-    first: dict[str, Any] = {}
-    repeats = []
+    """The first row of every question, and the others in words. `key`, `example`: those of a row.
+
+    Rows with the same `example_key` are different questions if both texts and answers differ: "How many spaces are in
+    'a b'?" and the same with two spaces. Any other `key` decides alone.
+    """
+    by_key: dict[str, list[Any]] = {}
+    once, repeats, sure = [], [], key is not example_key
     for row in rows:
-        same = first.setdefault(key(row), row)
-        if same is not row:
-            new, old = example(row), example(same)
+        new, others = example(row), by_key.setdefault(key(row), [])
+        old = next((x for x in map(example, others) if sure or x.answer == new.answer or _text(x) == _text(new)), None)
+        if old is None:
+            once.append(row)
+            others.append(row)
+        else:
             other = "" if old.answer == new.answer else f" with another answer ({_short(new.answer)}, not used)"
             repeats.append(f"{new.id} asks the question of {old.id} again{other}")
-    return list(first.values()), repeats
+    return once, repeats
 
 
 def without(
@@ -145,7 +153,11 @@ def digest_of_files(*paths: str) -> str:
 def named(rows: Sequence[str], what: str) -> str:
     """ "3 bad rows (...)": how many there are, and the first few."""
     first = f" ({'; '.join(rows[:5])}{'; ...' if len(rows) > 5 else ''})" if rows else ""
-    return f"{len(rows):,} {what}{'' if len(rows) == 1 else 's'}{first}"
+    return counted(len(rows), what) + first
+
+
+def _text(example: Example) -> tuple:
+    return example.prompt, example.messages
 
 
 def _short(text: str) -> str:

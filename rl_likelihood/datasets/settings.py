@@ -19,7 +19,7 @@ class DataConfig:
     )
     tasks: tuple[str, ...] = field(
         ("basic_arithmetic",),
-        'reasoning_gym: one_operation, basic_arithmetic, chain_sum, or any of its data sets, as "leg_counting" or '
+        'reasoning_gym: presets (docs/data.md lists them) or any of its data sets, as "leg_counting" or '
         '"leg_counting(min_animals=1)"',
     )
     train_path: str = field(

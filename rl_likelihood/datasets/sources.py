@@ -75,8 +75,8 @@ def load_fast(cfg: DataConfig, shown: Shots = ()) -> list[Example]:
 def resolve_prompt(prompt: PromptConfig, cfg: DataConfig, most: int) -> PromptConfig:
     """The prompt's settings with the texts of the files that they name: instruction and worked examples.
 
-    `most` is the largest number of worked examples in any prompt of the run. Without `examples_path` prompts show those
-    of the data's own tasks, or the first single-turn training rows that have a chain.
+    `most` is the largest number of worked examples in any prompt of the run. Without `examples_path` prompts show the
+    first single-turn training rows that have a chain; where these are too few, those of the data's own tasks.
     """
     instruction = prompt.instruction
     if prompt.instruction_path:
@@ -105,6 +105,7 @@ def _own_examples(path: str, cfg: DataConfig, most: int) -> Shots:
         rows = prepared.read(cfg.train_path, train) if train in prepared.splits(cfg.train_path) else []
     else:
         rows = read_rows(_sides(cfg)[0], _folder(cfg.train_path), cfg.columns, cfg.skip_bad_rows)[0]
+    built_in = not path and any(row.task in WORKED_EXAMPLES for row in rows)
     rows = [row for row in rows if row.chain and questions.single_turn(row)]
     shots = tuple((row.prompt, row.chain, row.answer) for row in rows[:most])
     if path and len(shots) < most:
@@ -112,7 +113,7 @@ def _own_examples(path: str, cfg: DataConfig, most: int) -> Shots:
             f"prompt.examples_path = {path} has {len(shots)} single-turn rows with a chain, but {most} worked examples "
             f"are asked for; add rows, or set prompt.examples and warm_start.examples to at most {len(shots)}"
         )
-    return shots if len(shots) == most else ()
+    return () if built_in and len(shots) < most else shots
 
 
 def describe(cfg: DataConfig, train: Sequence, heldout: Sequence, report: LoadReport, unfit: Sequence[str] = ()) -> str:

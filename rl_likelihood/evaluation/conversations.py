@@ -58,16 +58,10 @@ def _record(task: Task, row: EncodedExample, rollout: Rollout, i: int, index: in
     }
 
 
-# Of a conversation; all null where the environment failed.
-FIELDS = ("right", "reward", "calls_f1", "end", "turns", "calls", "bad_calls", "chain_tokens", "truncated")
-
-
 def _entry(rollout: Rollout, i: int, j: int) -> Record:
     o = rollout.outcomes
     assert o is not None
-    if o.failed[i, j]:
-        return dict.fromkeys(FIELDS)
-    return {
+    entry = {
         "right": bool(o.reward[i, j] >= 1),
         "reward": round(float(o.reward[i, j]), 6),
         "calls_f1": None if np.isnan(o.calls_f1[i, j]) else round(float(o.calls_f1[i, j]), 6),
@@ -78,3 +72,4 @@ def _entry(rollout: Rollout, i: int, j: int) -> Record:
         "chain_tokens": int((rollout.segment[i, j] == CHAIN).sum()),
         "truncated": bool(rollout.truncated[i, j]),
     }
+    return dict.fromkeys(entry) if o.failed[i, j] else entry  # all null where the environment failed

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TextIO
 import jax
 import numpy as np
 
-from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.data.prompts import EncodedExample, completion_ids
 from rl_likelihood.evaluation import conversations, statistics, texts, trace, verse
 from rl_likelihood.evaluation.records import FOLDER, identity_of, make_folder, read_or_begin, records_path
 from rl_likelihood.grading import graders
@@ -24,16 +24,16 @@ from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.batching import answers_after, concat_rows, given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
-from rl_likelihood.progress import Progress
+from rl_likelihood.progress import Progress, counted
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts.host_rewards import candidate, sampled_texts
 from rl_likelihood.runtime import distributed, run_files
-from rl_likelihood.runtime.console import chains_words, counted
+from rl_likelihood.runtime.console import chains_words
 from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sample_ids_all, sampler_weights, using
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.settings import largest_divisor
-from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Rollout
+from rl_likelihood.shapes import CHAIN, TAG, ChainFormat, Rollout
 from rl_likelihood.tables import grader_table
 from rl_likelihood.task import EVALUATE, Task
 
@@ -238,7 +238,7 @@ def _record(task: Task, batch: Batch, i: int, samples: int, trained: texts.Runs)
     if task.config.eval.trace and batch.logp is not None:
         parts = batch.logp[i, len(entries) : -2]
         record["trace"] = [float(x) for x in (batch.logp[i, -1], *parts, batch.logp[i, 1])]
-    words = [_chain_text(text, task.fmt) for text in written[1:]]
+    words = [task.fmt.chain_of(text) for text in written[1:]]
     return record | {
         "no_chain": {**direct[0], "chain_tokens": len(task.fmt.close_think_ids), "samples": direct[1:]},
         "swapped": float(batch.logp[i, -2]) if batch.logp is not None and batch.swapped and batch.swapped[i] else None,
@@ -292,10 +292,6 @@ def tokens_before_tags(ids: np.ndarray, fmt: ChainFormat) -> int:
     end = ends[0] if ends else len(text)
     starts = np.cumsum([0, *map(len, pieces)])[:-1]
     return int((starts < end).sum())
-
-
-def _chain_text(text: str, fmt: ChainFormat) -> str:
-    return text.split(fmt.think_close)[0].split(fmt.answer_open)[0]
 
 
 def _answer_in(text: str, task: Task) -> str | None:
@@ -363,9 +359,10 @@ def _scores(
     task, answers = e.task, rollout.prompts
     pad, width = task.fmt.pad_id, rollout.completion.shape[-1]
     no_chain = answers_after(answers, task.fmt.close_think_ids, pad, width)
+    chains = [chain or Chain([], list(task.fmt.close_think_ids)) for chain in swapped]
     others = [
-        _after(chain or Chain([], list(task.fmt.close_think_ids)), row)
-        for chain, row in zip(swapped, rows, strict=True)
+        completion_ids(row, chain.chain, task.tokenizer, task.fmt, chain.tag)
+        for chain, row in zip(chains, rows, strict=True)
     ]
     parts = _parts(task, rows, rollout) if task.config.eval.trace else []
     given = [given_rollout(answers, after, pad, width) for after in (*parts, others)]
@@ -384,16 +381,7 @@ def _scores(
 
 def _parts(task: Task, rows: list[EncodedExample], rollout: Rollout) -> list[list[tuple[np.ndarray, np.ndarray]]]:
     """For each cut of TRACE, every question's answer after that part of its first sampled chain and closing tags."""
-    tag = list(task.fmt.close_think_ids)
     chains = [first_sampled_chain(rollout, i).chain for i in range(len(rows))]
     parts = [trace.cuts(ids, tokens_before_tags(np.asarray(ids, np.int32), task.fmt)) for ids in chains]
-    return [
-        [_after(Chain(part, tag), row) for part, row in zip(cut, rows, strict=True)] for cut in zip(*parts, strict=True)
-    ]
-
-
-def _after(chain: Chain, row: EncodedExample) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, segments) of a chain and this row's reference answer."""
-    parts = ((CHAIN, chain.chain), (TAG, chain.tag), (REFERENCE, row.answer_ids))
-    ids = np.concatenate([np.asarray(part, np.int32) for _, part in parts])
-    return ids, np.repeat(np.asarray([kind for kind, _ in parts], np.int32), [len(part) for _, part in parts])
+    after = lambda part, row: completion_ids(row, part, task.tokenizer, task.fmt)
+    return [[after(part, row) for part, row in zip(cut, rows, strict=True)] for cut in zip(*parts, strict=True)]

@@ -15,8 +15,8 @@ from scipy.special import expit as sigmoid
 from scipy.stats import spearmanr
 
 from rl_likelihood.datasets.teleqna import REFERS
+from rl_likelihood.evaluation.statistics import RESAMPLES, interval
 
-RESAMPLES = 2000
 BINS = 10
 _WORDS = re.compile(r"\w+")
 
@@ -50,7 +50,7 @@ def summary(rows: Sequence[Scored], resamples: int = RESAMPLES) -> dict[str, Any
     for name, scores in baselines(rows).items():
         ratios |= {f"{name}_{k}": v for k, v in _accuracies(rows, scores).items()}
     ratios |= {f"{k}_minus_length_only": (a - ratios[f"length_only_{k}"][0], b) for k, (a, b) in own.items()}
-    means = {"brier": brier(sigmoid(d), np.ones_like(d)), "margin": d, "nll": np.logaddexp(0, -d)}
+    means = {"brier": (1 - sigmoid(d)) ** 2, "margin": d, "nll": np.logaddexp(0, -d)}
     ratios |= {k: (by_question(x), pairs) for k, x in means.items()}
     ratios = {k: (a, b) for k, (a, b) in ratios.items() if b.sum()}
     p, y, temperature = sigmoid(np.abs(d)), right, best_temperature(d)
@@ -117,13 +117,13 @@ def best_of_n(proxy: np.ndarray, gold: np.ndarray, n: int) -> tuple[float, float
 
 
 def best_of_curve(proxy: np.ndarray, gold: np.ndarray) -> list[dict[str, float]]:
-    """Mean proxy and gold of the best of n = 1, 2, 4 ... of the [questions, answers], against its KL."""
+    """Mean proxy and gold of the best of n = 1, 2, 4 ... of the [questions, answers], against its KL to the sampler."""
     rows, n = [], 1
     while n <= proxy.shape[1]:
         each = np.asarray([best_of_n(p, g, n) for p, g in zip(proxy, gold, strict=True)])
         error = each[:, 1].std(ddof=1) / math.sqrt(len(each)) if len(each) > 1 else math.nan
         means = {"proxy": each[:, 0].mean(), "gold": each[:, 1].mean(), "gold_error": error}
-        rows.append({"n": n, "kl": best_of_n_kl(n)} | {name: float(x) for name, x in means.items()})
+        rows.append({"n": n, "kl": math.log(n) - (n - 1) / n} | {name: float(x) for name, x in means.items()})
         n *= 2
     return rows
 
@@ -135,15 +135,10 @@ def best_of(scores: np.ndarray) -> float:
     return float(top[0] / top.sum())
 
 
-def brier(p: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Squared error of each probability; the mean is the Brier score."""
-    return (np.asarray(p) - y) ** 2
-
-
-def ece(p: np.ndarray, y: np.ndarray, bins: int = BINS) -> float:
-    """Mean gap between probability and frequency in `bins` parts of equally many pairs."""
+def ece(p: np.ndarray, y: np.ndarray) -> float:
+    """Mean gap between probability and frequency in BINS parts of equally many pairs."""
     order = np.argsort(p, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
+    parts = [part for part in np.array_split(order, BINS) if len(part)]
     return float(sum(abs(p[part].mean() - y[part].mean()) * len(part) for part in parts) / len(p))
 
 
@@ -157,16 +152,10 @@ def _interval(numerator: np.ndarray, denominator: np.ndarray, resamples: int) ->
     n = len(numerator)
     weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
     total = weights @ denominator
-    values = (weights @ numerator)[total > 0] / total[total > 0]
-    return [float(x) for x in np.percentile(values, (2.5, 97.5))]
+    return interval((weights @ numerator)[total > 0] / total[total > 0])
 
 
 def _spearman_in_questions(scores: Sequence[np.ndarray], lengths: Sequence[np.ndarray]) -> float:
     """Mean over questions of the rank correlation of score and length; 0 where none has one."""
     both = [(s, n) for s, n in zip(scores, lengths, strict=True) if np.ptp(s) > 0 and np.ptp(n) > 0]
     return float(np.mean([spearmanr(s, n).statistic for s, n in both])) if both else 0.0
-
-
-def best_of_n_kl(n: int) -> float:
-    """KL of the best of n samples to the sampler: log n - (n - 1) / n."""
-    return float(np.log(n) - (n - 1) / n)

@@ -252,7 +252,7 @@ def _spread(square: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return np.where(variance > 1e-12 * square, variance, np.nan)
 
 
-def _bootstrap(q: Columns, names: list[str], n: int, resamples: int) -> dict[str, np.ndarray]:
+def _bootstrap(q: Columns, names: list[str], n: int, resamples: int) -> dict[str, list[float]]:
     """Percentiles 2.5 and 97.5 of each metric. The same records give the same intervals."""
     rng = np.random.default_rng(0)
     size = max(1, _CHUNK // n)
@@ -263,7 +263,12 @@ def _bootstrap(q: Columns, names: list[str], n: int, resamples: int) -> dict[str
             parts.append(_metrics(q, weights))
     drawn = {k: np.concatenate([part[k] for part in parts]) for k in names}
     drawn = {k: v[np.isfinite(v)] for k, v in drawn.items()}  # a resample without any question that has it
-    return {k: np.percentile(v, (2.5, 97.5)) for k, v in drawn.items() if len(v)}
+    return {k: interval(v) for k, v in drawn.items() if len(v)}
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """The middle 95 % of resampled values."""
+    return [float(x) for x in np.percentile(values, (2.5, 97.5))]
 
 
 def _exact_interval(name: str, q: Columns) -> tuple[float, float] | None:

@@ -1,9 +1,9 @@
 """The form of verse: lines, syllables and rhymes of an answer, measured by those of the reference answer.
 
 Words are looked up in the CMU pronouncing dictionary if the package `pronouncing` is installed (pip install
--e '.[writing]'). A word that is not found is read by its spelling: each group of vowels but a silent e at the end
-is a syllable, and two words rhyme if they have the same letters from the last such group to the end. If only one of two
-words is found, both are read by their spelling.
+-c constraints.txt -e '.[writing]'). A word that is not found is read by its spelling: each group of vowels but a silent
+e at the end is a syllable, and two words rhyme if they have the same letters from the last such group to the end. If
+only one of two words is found, both are read by their spelling.
 """
 
 import functools

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from scipy.special import expit as sigmoid
 
-RESAMPLES = 2000
+from rl_likelihood.evaluation.statistics import RESAMPLES, interval
+
 ROUNDS = 60  # of Newton's method, which needs about ten
 LARGEST = 30.0  # of a coefficient: data that a rule separates would move it to infinity
 SMALL = 1e-6  # penalty on the coefficient of length, for such data
@@ -72,11 +73,6 @@ def fit_length(wins: Numbers, term: Numbers, weights: np.ndarray | None = None) 
         theta = np.clip(theta + step0 / size, -LARGEST, LARGEST)
         phi = np.clip(phi + step1 / size, -LARGEST, LARGEST)
     return Fit(theta, phi)
-
-
-def interval(values: np.ndarray) -> list[float]:
-    """The middle 95 % of resampled values."""
-    return [float(x) for x in np.percentile(values, (2.5, 97.5))]
 
 
 def wilson(right: float, n: int) -> tuple[float, float]:

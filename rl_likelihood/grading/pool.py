@@ -35,6 +35,7 @@ Judgement = tuple[bool | None, str, str]  # verdict; the kind of failure or noth
 
 _MEMORY = 4 << 30  # bytes of address space of a worker
 _WORKER = "rl_likelihood.grading.worker"
+SHARE = 500  # items after which a worker is replaced (caches grow, others' code leaks)
 _START = 120.0  # seconds for a worker to start and import, on a busy machine
 
 
@@ -107,7 +108,6 @@ class Pool:
 
     workers:   processes at most; 0: one a core. None is started before an item needs one
     deadline:  seconds for one item, after which its worker is killed
-    recycle:   items after which a worker is replaced (caches grow, others' code leaks)
     unsafe_code: run programs even where the machine keeps neither network nor files from them
     table:     the graders by name; those with `quick` must be importable, a worker finds them by module and name
 
@@ -119,11 +119,10 @@ class Pool:
         self,
         workers: int = 2,
         deadline: float = 10.0,
-        recycle: int = 500,
         unsafe_code: bool = False,
         table: Mapping[str, Grader] = GRADERS,
     ):
-        self.workers, self.deadline, self.recycle = workers or _cores(), deadline, recycle
+        self.workers, self.deadline = workers or _cores(), deadline
         self.table, self._unsafe = table, unsafe_code
         self.kept_from_code: tuple[str, ...] | None = None  # see `grade`
         self._running: list[_Worker] = []
@@ -246,7 +245,7 @@ class Pool:
             failure = "errors" if verdict is None else ""
             judged[pair] = (verdict, failure, error or "the grader could not judge it")
             worker.done += 1
-            if worker.done >= self.recycle:
+            if worker.done >= SHARE:
                 self._discard(worker, kill=True)
         elif said is None:
             self._discard(worker, kill=True)

@@ -35,7 +35,7 @@ from rl_likelihood.learner.step import (
     state_shardings,
 )
 from rl_likelihood.mesh import by_prompt
-from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
+from rl_likelihood.model.architecture import ModelConfig, Params, abstract, head_matrix, param_specs
 from rl_likelihood.rewards.adversarial import Verdicts, policy_reward, verdicts_of
 from rl_likelihood.shapes import Batch, Compared, TrainState
 
@@ -65,9 +65,7 @@ def run_state_shardings(
     if cfg.critic is None:
         return state_at
     optimizers = optimizers_of(cfg.critic)
-    critic = jax.eval_shape(
-        lambda p: reward_step.init_state(p, model.width, optimizers), reward_step.param_shapes(model)
-    )
+    critic = jax.eval_shape(lambda p: reward_step.init_state(p, model.width, optimizers), abstract(param_specs(model)))
     return state_at.replace(critic=reward_step.shardings(mesh, model, optimizers, critic))
 
 
@@ -115,7 +113,8 @@ def make_run_step(
         return make_step(model, cfg, optimizer, mesh, batch, judge)
     critic, optimizers = cfg.critic, optimizers_of(cfg.critic)
     labels = critic.form == "label"
-    loss = functools.partial(label_loss, model, critic) if labels else preference_loss(model, PreferenceConfig())
+    kind, settings = (label_loss, critic) if labels else (preference_loss, PreferenceConfig())
+    loss = functools.partial(kind, model, settings)
     policy = make_step(model, cfg, optimizer, mesh, _rewarded(batch, jnp.zeros(batch.completion.shape[:2]))).__wrapped__
 
     def step(state: TrainState, ref_params: Params | None, batch: Batch):

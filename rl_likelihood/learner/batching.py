@@ -87,10 +87,10 @@ def alternatives_of(answers: Sequence[Answers], count: int, width: int, pad_id: 
     return Alternatives(tokens, answer, scored, present)
 
 
-def slice_rows(rollout: Rollout, start: int, stop: int | None) -> Rollout:
-    """Rows [start, stop) of each group."""
+def first_rows(rollout: Rollout, n: int) -> Rollout:
+    """The first n rows of each group."""
     rows = {k: getattr(rollout, k) for k in ROW_FIELDS}
-    return rollout.replace(**jax.tree.map(lambda x: x[:, start:stop], rows))
+    return rollout.replace(**jax.tree.map(lambda x: x[:, :n], rows))
 
 
 def given_rollout(

@@ -20,7 +20,8 @@ class OptimizerConfig:
 
     name: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = field(
         "adamw",
-        "memory: adafactor only sums of rows and columns; lion, sgd and muon (for matrices) one moment; adamw two",
+        "adamw: two moments per parameter; adafactor: sums of rows and columns, least memory; lion: the sign of one "
+        "moment; muon: one moment, orthogonalised, for matrices, else adamw; sgd: momentum",
     )
     lr: float = field(1e-5, "peak learning rate", least=0, most=100)
     schedule: Literal["cosine", "linear", "wsd", "constant"] = field(

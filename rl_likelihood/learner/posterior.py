@@ -51,7 +51,8 @@ class PosteriorConfig:
     weight_cap: float = field(0.0, "cap on a chain's importance weight; 0: none, the exact gradient", least=0)
     answer_rows: Literal["all", "positive"] = field(
         "all",
-        "rows of the answer term: all, weighted, which is exact; or the question's with a positive advantage",
+        "chains after which the answer is trained: all, with importance weights (exact); or only chains sampled from "
+        "the question, if their advantage is positive (biased)",
     )
     distill: float = field(
         0.0,

@@ -22,7 +22,8 @@ from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer, sch
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import jitted, state_shardings
 from rl_likelihood.mesh import by_prompt, replicated
-from rl_likelihood.model.decoder import ModelConfig, Params, is_spec, param_specs, stack_layers
+from rl_likelihood.model.architecture import ModelConfig, Params, abstract, param_specs
+from rl_likelihood.model.decoder import stack_layers
 from rl_likelihood.rewards.shaping import init_filter
 from rl_likelihood.shapes import Compared, TrainState
 
@@ -82,12 +83,8 @@ def shardings(mesh: Mesh, model: ModelConfig, optimizers: Optimizers, state: Any
     return of_decoder.replace(opt_state=trained)
 
 
-def preference_loss(model: ModelConfig, cfg: PreferenceConfig) -> Loss:
-    """The loss that trains a reward model on comparisons."""
-    return functools.partial(_preference_loss, model, cfg)
-
-
-def _preference_loss(model: ModelConfig, cfg: PreferenceConfig, trainable: Trainable, batch: Compared):
+def preference_loss(model: ModelConfig, cfg: PreferenceConfig, trainable: Trainable, batch: Compared):
+    """The loss that trains a reward model on comparisons; without its last two arguments a Loss."""
     params, head = trainable
     scores = value(params, model, head, batch.judged)
     margins = 0.0 if batch.margins is None else batch.margins
@@ -178,15 +175,11 @@ def make_reward_step(
     """The jitted step(state, batch) -> (state, metrics). `state` is donated."""
 
     def step(state: TrainState, batch: Compared):
-        state, (out,) = update(state, model, preference_loss(model, cfg), optimizers, [(batch, 1.0)], size)
+        loss = functools.partial(preference_loss, model, cfg)
+        state, (out,) = update(state, model, loss, optimizers, [(batch, 1.0)], size)
         return state, out
 
-    state = jax.eval_shape(lambda p: init_state(p, model.width, optimizers), param_shapes(model))
+    state = jax.eval_shape(lambda p: init_state(p, model.width, optimizers), abstract(param_specs(model)))
     return jitted(
         step, mesh, model, (shardings(mesh, model, optimizers, state), by_prompt(mesh, batch)), replicated_outputs=1
     )
-
-
-def param_shapes(model: ModelConfig) -> Params:
-    """The decoder's parameters as float32 shapes."""
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), param_specs(model), is_leaf=is_spec)

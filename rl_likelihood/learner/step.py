@@ -21,7 +21,8 @@ from rl_likelihood.learner.micro_batches import as_given, ordered, split, unstac
 from rl_likelihood.learner.rows import Forward, RowStats, StepConfig, floored, observe, policy_masks, row_stats
 from rl_likelihood.learner.surrogate import Counts, by_weight
 from rl_likelihood.mesh import by_prompt, compiler_options, on_cpu, replicated, row_shards
-from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs, shardings, stack_layers
+from rl_likelihood.model.architecture import ModelConfig, Params, Spec, abstract, param_specs, shardings
+from rl_likelihood.model.decoder import stack_layers
 from rl_likelihood.model.lora import LoraConfig, as_base, base_specs, effective, trained_specs
 from rl_likelihood.rewards import likelihood, mixture, shaping, weighted
 from rl_likelihood.shapes import SAMPLED, TAG, Batch, TrainState
@@ -249,7 +250,7 @@ def state_shardings(
     """Shardings of the state: parameters and their moments by `mesh.RULES`, everything else replicated."""
     specs, everywhere = trained_specs(model, cfg.lora), replicated(mesh)
     params = shardings(specs, mesh)
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), specs, is_leaf=is_spec)
+    shapes = abstract(specs)
     by_path = {
         path: (s.shape, at)
         for (path, s), at in zip(jax.tree.leaves_with_path(shapes), jax.tree.leaves(params), strict=True)

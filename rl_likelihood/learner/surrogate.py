@@ -45,7 +45,7 @@ class LossConfig:
     )
     delta_l_alpha: float = field(
         1.0,
-        "delta_l: a row of n tokens has weight n^-alpha, divided by the mean over the group or batch",
+        "delta_l: a response of n tokens has weight n^-alpha, divided by the mean over the group or batch",
         least=0,
         most=10,
     )
@@ -58,7 +58,7 @@ class LossConfig:
     )
     clip_high: float = field(0.0, "PPO clip of the token ratio at 1 + clip_high; 0 leaves that side open", least=0)
     clip_per: Literal["token", "sequence"] = field(
-        "token", "what is clipped: each token's ratio, or the geometric mean of a row's (GSPO)"
+        "token", "what is clipped: each token's ratio, or the geometric mean of a response's (GSPO)"
     )
     mask_move: float = field(
         0.0,

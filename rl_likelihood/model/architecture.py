@@ -152,12 +152,17 @@ def is_spec(x: Any) -> bool:
     return isinstance(x, Spec)
 
 
+def abstract(specs: dict[str, Any]) -> Params:
+    """The float32 shape of each parameter."""
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), specs, is_leaf=is_spec)
+
+
 def shardings(specs: dict[str, Any], mesh: Mesh) -> Params:
     """The sharding of each parameter on the mesh."""
     return jax.tree.map(lambda s: sharding(mesh, s.axes, s.shape), specs, is_leaf=is_spec)
 
 
-def init(key: Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
+def init(key: Array, cfg: ModelConfig) -> Params:
     """Random parameters: normal with std 0.02, times 1/sqrt(2 L) for the residual outputs o and down; neutral norms and
     biases."""
     specs = param_specs(cfg)
@@ -167,8 +172,8 @@ def init(key: Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
         if spec.init == "normal":
             residual = path[-1].key in ("o", "down")
             scale = 0.02 / math.sqrt(2 * cfg.layers) if residual else 0.02
-            return scale * jax.random.normal(jax.random.fold_in(key, i), spec.shape, dtype)
-        return (jnp.ones if spec.init == "ones" else jnp.zeros)(spec.shape, dtype)
+            return scale * jax.random.normal(jax.random.fold_in(key, i), spec.shape)
+        return (jnp.ones if spec.init == "ones" else jnp.zeros)(spec.shape)
 
     return jax.tree.unflatten(tree, [draw(i, path, spec) for i, (path, spec) in enumerate(leaves)])
 

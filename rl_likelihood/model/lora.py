@@ -31,7 +31,7 @@ class LoraConfig:
     alpha: float = field(32.0, "adapters are scaled by alpha / rank", above=0, most=1e6)
     targets: tuple[str, ...] = field(MATRICES, "matrices of each layer that get an adapter: q k v o gate up down")
     base_dtype: Literal["float32", "bfloat16", "int8"] = field(
-        "float32", "type of the parameters that are not trained; int8: their matrices, with the rest in bfloat16"
+        "float32", "type of the parameters that are not trained; int8: matrices in 8 bits, all else bfloat16"
     )
 
     @property

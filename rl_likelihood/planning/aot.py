@@ -99,8 +99,8 @@ def target(topology: str, slices: int = 1) -> Target:
     name = canonical(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"--topology={name} is compiled by libtpu, which is not installed: pip install '.[tpu]', "
-            "or plan for --topology=cpu:8"
+            f"--topology={name} is compiled by libtpu, which is not installed: run make .venv/libtpu and set "
+            "PYTHONPATH=.venv/libtpu, or plan for --topology=cpu:8"
         )
     # Without a TPU there is no metadata server to ask. Two plans may run at once.
     for key, value in {

@@ -38,7 +38,7 @@ def collectives(hlo: str, mesh: Mesh, trips: int = 1) -> tuple[Collective, ...]:
     def walk(name: str, times: int, counted: set[str], scatter: bool) -> None:
         for line in bodies.get(name, ()):
             if " while(" in line:
-                walk(body_of(line), times * trips_of(line, bodies, unknown=trips), set(), False)
+                walk(_named("body", line), times * trips_of(line, bodies, unknown=trips), set(), False)
                 continue
             match = _COLLECTIVE.search(line)
             if match:
@@ -72,11 +72,6 @@ def _traffic(line: str, match: re.Match[str], mesh: Mesh, scatter: bool) -> tupl
 def called(line: str) -> list[str]:
     """The computations that an instruction calls."""
     return [name for text in _CALLED.findall(line) for name in re.findall(r"[\w.\-]+", text)]
-
-
-def body_of(line: str) -> str:
-    """The computation that a while loop repeats."""
-    return _named("body", line)
 
 
 def _named(attribute: str, line: str) -> str:
@@ -184,7 +179,7 @@ def cycles(hlo: str, trips: int = 1) -> int:
         for line in bodies.get(name, ()):
             estimate = _CYCLES.search(line)
             if " while(" in line:
-                total += trips_of(line, bodies, unknown=trips) * walk(body_of(line))
+                total += trips_of(line, bodies, unknown=trips) * walk(_named("body", line))
             elif " conditional(" in line:
                 total += max(map(walk, called(line)), default=0)
             elif estimate:  # of a whole fusion

@@ -11,7 +11,7 @@ from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, make_judg
 from rl_likelihood.learner.micro_batches import unstacked
 from rl_likelihood.learner.step import judge_shardings
 from rl_likelihood.mesh import local_bytes
-from rl_likelihood.model.decoder import ModelConfig, is_spec, param_specs
+from rl_likelihood.model.architecture import ModelConfig, abstract, param_specs
 from rl_likelihood.rollouts.local_judge import AT_ONCE
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Judged
@@ -28,12 +28,12 @@ def planned_judge(c: Config, model: ModelConfig | None) -> PlannedJudge | None:
     """The config's judge, of this model; None where there is none or an address answers."""
     if model is None or not c.reward.judged:
         return None
-    array = lambda dims: jax.ShapeDtypeStruct(dims, jnp.float32)
-    params = jax.tree.map(lambda s: array(s.shape), param_specs(model), is_leaf=is_spec)
+    params = abstract(param_specs(model))
     if c.judge_in_step:
         params = jax.eval_shape(lambda p: unstacked(model, p)[0], params)
     if c.reward.judged == "reward_model":
-        head = ValueHead(array((model.width,)), array(()))
+        array = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
+        head = ValueHead(array(model.width), array())
         return PlannedJudge(Judge("reward_model", model), JudgeParams(params, head))
     return PlannedJudge(Judge(c.reward.judged, model, words=((0,), (1,))), JudgeParams(params))
 

@@ -80,14 +80,20 @@ def abstract_params(model: ModelConfig, mesh: Mesh | None = None, lora: LoraConf
     return jax.tree.map(shape, trained_specs(model, lora or LoraConfig()), is_leaf=is_spec)
 
 
+def _state_and_reference(plan: Plan) -> tuple[Any, Any]:
+    """The run's state and its reference model as shapes."""
+    c, model, optimizer = plan.config, plan.model, make_optimizer(plan.config.optimizer)
+    begin = lambda p: init_run_state(p, optimizer, c.step, model.width)
+    frozen = lambda p: init_reference(p, plan.devices.learner, model, c.step)
+    trained = abstract_params(model, lora=c.lora)
+    return jax.eval_shape(begin, trained), jax.eval_shape(frozen, abstract_params(model))
+
+
 def trace_step(plan: Plan) -> Any:
     """The learner's step, traced."""
     c, model, mesh = plan.config, plan.model, plan.devices.learner
     cfg, optimizer, batch = c.step, make_optimizer(c.optimizer), plan.batch
-    state = jax.eval_shape(
-        lambda p: init_run_state(p, optimizer, cfg, model.width), abstract_params(model, lora=c.lora)
-    )
-    reference = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), abstract_params(model))
+    state, reference = _state_and_reference(plan)
     judge = planned_judge(c, plan.judge) if c.judge_in_step else None
     which, more = (None, ()) if judge is None else (judge.judge, (judge.params,))
     with using(mesh):
@@ -97,14 +103,10 @@ def trace_step(plan: Plan) -> Any:
 def held_bytes(plan: Plan) -> dict[str, int]:
     """Bytes per device of the arrays that stay there for the whole run."""
     c, model, mesh = plan.config, plan.model, plan.devices.learner
-    cfg, optimizer = c.step, make_optimizer(c.optimizer)
-    state = jax.eval_shape(
-        lambda p: init_run_state(p, optimizer, cfg, model.width), abstract_params(model, lora=c.lora)
-    )
-    at = run_state_shardings(mesh, model, optimizer, cfg)
-
+    cfg = c.step
+    state, frozen = _state_and_reference(plan)
+    at = run_state_shardings(mesh, model, make_optimizer(c.optimizer), cfg)
     params = local_bytes(state.params, at.params)
-    frozen = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), abstract_params(model))
     reference = local_bytes(frozen, reference_shardings(mesh, model, c.lora)) if cfg.with_frozen else 0
     critic = 0 if state.critic is None else local_bytes(state.critic, at.critic)
     held = {"parameters": params, "optimizer": local_bytes(state, at) - params - critic, "reference": reference}

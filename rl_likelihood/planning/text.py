@@ -2,8 +2,6 @@
 
 from typing import Any
 
-GIB = 2**30
-
 
 def table(plan: dict[str, Any]) -> str:
     """The whole text."""
@@ -12,7 +10,7 @@ def table(plan: dict[str, Any]) -> str:
 
 def gib(n: float) -> str:
     """Bytes in GiB."""
-    return f"{n / GIB:.2f}"
+    return f"{n / 2**30:.2f}"
 
 
 def _head(plan: dict[str, Any]) -> list[str]:

@@ -8,18 +8,9 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rl_likelihood.progress import counted
 from rl_likelihood.report.metric_table import NOT_METRICS, Metric, metric
-from rl_likelihood.report.table import (
-    COLUMNS,
-    GRID_COLUMNS,
-    MISSING,
-    ON_REQUEST,
-    UNTOUCHED,
-    Block,
-    Cell,
-    Line,
-)
-from rl_likelihood.runtime.console import counted
+from rl_likelihood.report.table import COLUMNS, GRID_COLUMNS, MISSING, ON_REQUEST, UNTOUCHED, Block, Cell, Line
 
 # What a person looks at after a run.
 EVAL_ROWS = """greedy_success sampled_success greedy_success_no_chain perplexity perplexity_no_chain chain_length
@@ -124,7 +115,8 @@ def matrix(block: Block, paper: Paper = ()) -> list[list[str]]:
             text = cell_text(line.cell(c.name), c)
             mark = "†" if line.key(c.name) != c.name and text != MISSING else ""
             value = beside.get(line.key(c.name))
-            cells.append(text + mark + (f" [{_published_text(value)}]" if value is not None else ""))
+            said = f"{value[0]} ± {value[1]}" if isinstance(value, tuple | list) else value
+            cells.append(text + mark + (f" [{said}]" if value is not None else ""))
         out.append([line.name, *cells, f"{line.done}/{line.runs}"])
     return out
 
@@ -140,10 +132,6 @@ def published(block: Block, name: str, paper: Paper) -> Mapping[str, Any]:
     """The first published row whose labels are all of this line's; nothing if there is none."""
     labels = {**block.labels, block.rows: name}
     return next((p for p in paper if all(labels.get(k) == v for k, v in p["labels"].items())), {})
-
-
-def _published_text(value: Any) -> str:
-    return f"{value[0]} ± {value[1]}" if isinstance(value, tuple | list) else str(value)
 
 
 CAPTION = (

@@ -75,8 +75,8 @@ class Board:
             from tensorboardX.record_writer import RecordWriter
         except ImportError as e:
             raise UserError(
-                "report.tensorboard is True, but tensorboardX is missing; pip install -e '.[tensorboard]', or set "
-                "it to False"
+                "report.tensorboard is True, but tensorboardX is missing; run pip install -c constraints.txt -e "
+                "'.[tensorboard]', or set it to False"
             ) from e
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         path = workdir / BOARD / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"

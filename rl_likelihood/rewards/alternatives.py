@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rl_likelihood.rewards.likelihood import (
+    LOWEST,
     Keep,
     LogProbs,
     Objective,
@@ -21,7 +22,7 @@ from rl_likelihood.rewards.likelihood import (
     log_prob,
     mean_difference,
     mean_of,
-    relative,
+    quotients_above_best,
 )
 from rl_likelihood.shapes import Alternatives, AnyArray
 
@@ -32,21 +33,12 @@ def log_prob_any(alternatives_logp: Float[AnyArray, "P G B"], alternatives: Alte
 
     `others`: log-probs (nats) of the alternatives' tokens after each chain, differentiable.
     """
-    k = alternatives.present.shape[-1]
-    of_answer = (alternatives.answer[..., None] == jnp.arange(1, k + 1)) & alternatives.scored[..., None]
-    present = jnp.pad(alternatives.present, ((0, 0), (1, 0)), constant_values=True)[:, None]  # the reference first
-
-    def masks(mask: TokenMask) -> Bool[Array, "K P G T"]:
-        """The token mask of each answer, over the row's tokens followed by the tokens of the alternatives."""
-        no_tokens = jnp.zeros(alternatives_logp.shape, bool)
-        reference = jnp.concatenate([jnp.broadcast_to(mask, (*no_tokens.shape[:2], mask.shape[-1])), no_tokens], -1)
-        by_answer = jnp.moveaxis(jnp.broadcast_to(of_answer[:, None], (*no_tokens.shape, k)), -1, 0)
-        alternative_masks = jnp.concatenate([jnp.zeros((k, *reference.shape[:2], mask.shape[-1]), bool), by_answer], -1)
-        return jnp.concatenate([reference[None], alternative_masks])
+    present = _present(alternatives)
 
     def all_log_probs(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G K"]:
         tokens = jnp.concatenate([logp, alternatives_logp], -1)
-        return jnp.moveaxis(jax.vmap(lambda m: log_prob(tokens, m))(masks(mask)), 0, -1)
+        masks = _answer_masks(mask, alternatives_logp, alternatives)
+        return jnp.moveaxis(jax.vmap(lambda m: log_prob(tokens, m))(masks), 0, -1)
 
     def score(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
         return jax.nn.logsumexp(all_log_probs(logp, mask), -1, where=present)
@@ -55,13 +47,9 @@ def log_prob_any(alternatives_logp: Float[AnyArray, "P G B"], alternatives: Alte
         return kept_mean(score(logp, mask), keep)
 
     def difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
-        # Each answer's log-probs are taken relative to its best row, so that small differences between rows survive
-        # the rounding of large sums.
         tokens = jax.lax.stop_gradient(jnp.concatenate([logp, alternatives_logp], -1))
-        above = jnp.moveaxis(jax.vmap(lambda m: relative(log_prob, tokens, m, keep))(masks(mask)), 0, -1)
-        best = jnp.where(keep[..., None], all_log_probs(logp, mask), -jnp.inf).max(1, keepdims=True)
-        best = jnp.where(present, jnp.where(keep.any(-1)[:, None, None], best, 0.0), -jnp.inf)
-        rows = jax.nn.logsumexp(jax.lax.stop_gradient(best - best.max(-1, keepdims=True)) + above, -1, where=present)
+        masks = _answer_masks(mask, alternatives_logp, alternatives)
+        rows = _log_sums(jnp.where(masks, tokens, 0.0), present, keep)
         return mean_difference(above_best(rows, keep), keep)
 
     return Objective(value, difference, score)
@@ -72,8 +60,48 @@ def option_prob(alternatives_logp: Float[AnyArray, "P G B"], alternatives: Alter
     reference, any_option = mean_of(log_prob), log_prob_any(alternatives_logp, alternatives)
     any_score = any_option.score
     assert any_score is not None
+
+    def difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
+        # -log sum_k exp(l_ik - l_i0): a chain that makes all options more likely changes no term.
+        tokens = jax.lax.stop_gradient(jnp.concatenate([logp, alternatives_logp], -1))
+        masks = _answer_masks(mask, alternatives_logp, alternatives)
+        over_reference = jnp.where(masks, tokens, 0.0) - jnp.where(masks[0], tokens, 0.0)
+        rows = -_log_sums(over_reference, _present(alternatives), keep)
+        return mean_difference(above_best(rows, keep), keep)
+
     return Objective(
         lambda *group: reference.value(*group) - any_option.value(*group),
-        lambda *group: reference.difference(*group) - any_option.difference(*group),
+        difference,
         lambda logp, mask: log_prob(logp, mask) - any_score(logp, mask),
     )
+
+
+def _present(alternatives: Alternatives) -> Bool[Array, "P 1 K"]:
+    """Which answers there are, the reference first."""
+    return jnp.pad(alternatives.present, ((0, 0), (1, 0)), constant_values=True)[:, None]
+
+
+def _answer_masks(
+    mask: TokenMask, alternatives_logp: Float[AnyArray, "P G B"], alternatives: Alternatives
+) -> Bool[Array, "K P G T"]:
+    """The token mask of each answer, over the row's tokens followed by the tokens of the alternatives."""
+    k = alternatives.present.shape[-1]
+    of_answer = (alternatives.answer[..., None] == jnp.arange(1, k + 1)) & alternatives.scored[..., None]
+    no_tokens = jnp.zeros(alternatives_logp.shape, bool)
+    reference = jnp.concatenate([jnp.broadcast_to(mask, (*no_tokens.shape[:2], mask.shape[-1])), no_tokens], -1)
+    by_answer = jnp.moveaxis(jnp.broadcast_to(of_answer[:, None], (*no_tokens.shape, k)), -1, 0)
+    alternative_masks = jnp.concatenate([jnp.zeros((k, *reference.shape[:2], mask.shape[-1]), bool), by_answer], -1)
+    return jnp.concatenate([reference[None], alternative_masks])
+
+
+def _log_sums(tokens: Float[Array, "K P G T"], present: Bool[Array, "P 1 K"], keep: Keep) -> Float[Array, "P G"]:
+    """log sum_k exp(sum_t tokens_kt) of each row, minus a number that all rows of a group share.
+
+    Each sum is taken relative to its best row, so that small differences between rows survive the rounding of large
+    sums.
+    """
+    n = jnp.ones(keep.shape, jnp.float32)
+    tokens = jnp.clip(tokens, LOWEST, -LOWEST)
+    best, above = (jnp.moveaxis(x, 0, -1) for x in jax.vmap(lambda t: quotients_above_best(t, n, keep))(tokens))
+    best = jnp.where(present, best, -jnp.inf)
+    return jax.nn.logsumexp(best - best.max(-1, keepdims=True) + above, -1, where=present)

@@ -122,7 +122,7 @@ def above_best(values: Float[AnyArray, "P G"], keep: Keep) -> Float[Array, "P G"
     return values - _row(values, _best_row(values, keep))
 
 
-def _quotients_above_best(
+def quotients_above_best(
     tokens: Float[Array, "P G A"], n: Float[Array, "P G"], keep: Keep
 ) -> tuple[Float[Array, "P 1"], Float[Array, "P G"]]:
     """x_best and x_i - x_best of x = (sum over tokens) / n. The rounding error is relative to the difference, not to x.
@@ -168,7 +168,7 @@ def relative(score: Score, logp: LogProbs, mask: TokenMask, keep: Keep) -> Float
     if score is avg_prob:
         return _mean_probs_above_best(tokens, mask, answer_tokens(mask), keep)
     n = jnp.ones(keep.shape, jnp.float32) if score in (log_prob, prob) else answer_tokens(mask)
-    best, above = _quotients_above_best(tokens, n, keep)
+    best, above = quotients_above_best(tokens, n, keep)
     return probability(best) * jnp.expm1(above) if score in (prob, geo_mean_prob) else above
 
 
@@ -242,7 +242,8 @@ def weighted_sum(
     return Objective(value, differences)
 
 
-# The per-row scores. Each is logged, and its mean over rows is an objective.
+# To add a likelihood reward, write a function of a chain and add it here. Its values are logged, and their mean over
+# the group is an objective.
 SCORES: dict[str, Score] = {
     "log_prob": log_prob,
     "avg_log_prob": avg_log_prob,
@@ -251,5 +252,4 @@ SCORES: dict[str, Score] = {
     "geo_mean_prob": geo_mean_prob,
 }
 
-# To add a likelihood reward, write a function and add it here.
 OBJECTIVES: dict[str, Objective] = {**{name: mean_of(score) for name, score in SCORES.items()}, "jepo": jepo}

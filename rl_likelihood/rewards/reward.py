@@ -117,14 +117,14 @@ class RewardConfig:
     clip_gain: bool = field(True, "nrt: a chain that is worse than no chain gets 0 instead of a negative reward")
     length_min: float = field(100.0, "tokens below which `length` = min(tokens - this, 0) is negative", least=0)
     overlong_max: float = field(
-        0.0, "sampled tokens from which `overlong` is -1; 0: the most that a row may have", least=0
+        0.0, "sampled tokens from which `overlong` is -1; 0: the most that a response may have", least=0
     )
     overlong_cache: float = field(
         0.0, "tokens before overlong_max over which it falls from 0 to -1; 0: a fifth of overlong_max, as DAPO", least=0
     )
     entropy_base: Literal["e", "2"] = field("e", "unit of entropy and trajectory rewards: nats or bits")
     vote_train: int = field(
-        0, "rows of each group that are trained on; majority_vote still counts all; 0: all", least=0
+        0, "chains of each group that are trained on; majority_vote still counts all; 0: all", least=0
     )
     sft_chain: Literal["none", "answer", "both"] = field(
         "none", "sft: train the answer alone, the answer after the data's chain, or chain and answer"

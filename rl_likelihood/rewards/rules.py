@@ -87,15 +87,15 @@ def scaled(right: bool | None, scale: Sequence[float | int] = (1.0, 0.1, 0.0)) -
 # ---------------------------------------------------------------------------------------- words
 
 
-def repetition(text: str, n: int = 10, times: int = 10) -> float:
-    """-1 if some sequence of n words occurs at least `times` times (occurrences may overlap), else 0.
+def repetition(text: str) -> float:
+    """-1 if some sequence of ten words occurs at least ten times (occurrences may overlap), else 0.
 
     Words are separated by white space and `_` (RLPR). Unlike RLPR's code, the penalty is also added to a reward of
     exactly 0.
     """
     words = text.replace("_", " ").split()
-    counts = Counter(zip(*(islice(words, i, None) for i in range(n)), strict=False))
-    return -1.0 if max(counts.values(), default=0) >= times else 0.0
+    counts = Counter(zip(*(islice(words, i, None) for i in range(10)), strict=False))
+    return -1.0 if max(counts.values(), default=0) >= 10 else 0.0
 
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")  # letters and digits, apostrophes inside
@@ -225,13 +225,11 @@ def vote_diagnostics(
 _COIN = 0x636F696E  # separates this random stream from others with the same seed
 
 
-def random_reward(
-    uid: Int[np.ndarray, "P"], group_size: int, seed: int, p: float = 0.5
-) -> Float32[np.ndarray, "P {group_size}"]:
-    """R_i = 1 with probability p, else 0, independent of the response: a control from which nothing can be learned.
+def random_reward(uid: Int[np.ndarray, "P"], group_size: int, seed: int) -> Float32[np.ndarray, "P {group_size}"]:
+    """R_i = 1 with probability 1/2, else 0, independent of the response: a control from which nothing can be learned.
 
     The numbers depend only on (seed, uid, row). So a resumed run draws the same numbers, and a row's number does not
     depend on the size of its group.
     """
     draws = [np.random.default_rng((_COIN, seed % 2**32, int(u) % 2**32)).random(group_size) for u in uid]
-    return (np.asarray(draws).reshape(len(uid), group_size) < p).astype(np.float32)
+    return (np.asarray(draws).reshape(len(uid), group_size) < 0.5).astype(np.float32)

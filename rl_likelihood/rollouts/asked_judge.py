@@ -24,17 +24,9 @@ from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
 from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts
 from rl_likelihood.rollouts.http_judge import HttpJudge
-from rl_likelihood.rollouts.local_judge import (
-    HEAD,
-    LocalJudge,
-    describe_decoder,
-    load_head,
-    local_judge,
-    on_device,
-    reader_of,
-)
+from rl_likelihood.rollouts.local_judge import HEAD, LocalJudge, describe_decoder, load_head, local_judge, reader_of
 from rl_likelihood.rollouts.pairwise_judge import PairwiseJudge
-from rl_likelihood.rollouts.rubric_judge import RubricJudge, form_of, judge_prompts_of, rubrics_of
+from rl_likelihood.rollouts.rubric_judge import RubricJudge, judge_prompts_of, rubrics_of
 from rl_likelihood.rollouts.similar_answers import SimilarAnswers, similar_answers
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.devices import Devices
@@ -94,7 +86,7 @@ def form_for(c: Config) -> Form:
     others = {
         "adversarial": critics[c.adversarial.form],
         "pairwise": judged_text.BETTER,
-        "rubric": form_of(c.rubric.aggregate),
+        "rubric": judged_text.MARK if c.rubric.aggregate == "implicit" else judged_text.MEETS,
     }
     return others.get(c.reward.judged, judged_text.CORRECT).after(c.judge.task)._replace(date=c.prompt.date)
 
@@ -135,10 +127,12 @@ def judge_of(task: Task, devices: Devices, workdir: Path) -> AnyJudge:
 
 
 def outside_judge(c: Config, devices: Devices, workdir: Path, questions: Sequence[str]) -> LocalJudge | HttpJudge:
-    """A judge outside the step: at an HTTP address, or on this process's first sampler device."""
+    """A judge outside the step: at an HTTP address, or on this process's first sampler device. On one device it has no
+    collectives, so no other thread's program waits for it."""
     if c.judge.remote:
         return HttpJudge(http_settings(c.judge, workdir), form_for(c))
-    return on_device(_local(c, questions), devices.sampler.devices.flat[0])
+    judge = _local(c, questions)
+    return dataclasses.replace(judge, params=jax.device_put(judge.params, devices.sampler.devices.flat[0]))
 
 
 def _local(c: Config, questions: Sequence[str]) -> LocalJudge:
@@ -177,14 +171,9 @@ def _asked(judge: AnyJudge | None) -> AnyJudge | None:
 def _own_reader(task: Task, form: Form) -> Reader:
     """The reader for the run's own model, with its own template."""
     j, vocab = task.config.judge, task.fmt.vocab_bytes
-    if j.max_prompt + j.max_row > task.model.max_position:
-        raise UserError(
-            f"judge.max_prompt + judge.max_row = {j.max_prompt + j.max_row}, more than the {task.model.max_position} "
-            "positions of the model; lower one"
-        )
     render = _verdict_prompt(task) if task.config.raro else None
     reader = Reader(task.tokenizer, vocab, form, j.max_prompt, j.max_row, OWN, render)
-    judged_text.refuse_template(reader)
+    judged_text.refuse_template(reader, task.model.max_position)
     judged_text.refuse_long(reader, [judged_text.question_of(row.example) for row in task.train])
     return reader
 

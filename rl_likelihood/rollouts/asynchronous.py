@@ -72,29 +72,22 @@ class Asynchronous:
             return self.batches.sample(number, weights, version)
 
     def next(self, step: int, params: Params, by_learner: LearnerFilter | None = None) -> StepInput:
-        b, failure, rollout, waited = self.batches, None, None, -self.locked_out
+        b, waited = self.batches, -self.locked_out
         self.box.publish(step, sampler_weights(params, rollout_model(b.task.config, b.task.model), b.devices))
-        with self.devices_free():
-            try:
+        try:
+            with distributed.failing_together(), self.devices_free():
                 rollout, seconds = self.queue.get(step)
                 waited += seconds
-            except Exception as error:  # raised by the sampler's thread
-                failure = error
-        if distributed.several():
-            failure = distributed.failure_of_any(failure)
-        if failure is not None or rollout is None:
-            raise SamplerFailed from failure
+        except Exception as error:  # raised by the sampler's thread
+            raise SamplerFailed from error
         rollout = b.align(rollout)
         rows = b.rows(rollout.number)
         # The lock stays held for a judge on these devices: its programs must not overlap with the sampler's.
         sampled = rollout
-        with contextlib.nullcontext() if computes_on_sampler(b.judge) else self.devices_free():
-            try:
-                graded, texts = b.grade(rollout, rows)
-                batch, rollout = b.batch(rollout, rows, graded)
-            except Exception as error:  # a judge's, which the other processes may not have
-                failure = error
-        distributed.raise_failure_of_any(failure)
+        free = contextlib.nullcontext() if computes_on_sampler(b.judge) else self.devices_free()
+        with distributed.failing_together(), free:  # a judge may fail in one process alone
+            graded, texts = b.grade(rollout, rows)
+            batch, rollout = b.batch(rollout, rows, graded)
         waited += self.locked_out
 
         def measured() -> dict[str, float]:

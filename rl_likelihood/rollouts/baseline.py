@@ -37,8 +37,17 @@ FILE = "baseline.jsonl"
 
 
 def key_of(row: EncodedExample) -> str:
-    """A key of the question that does not depend on its row number."""
-    return hashlib.sha256(questions.example_key(row.example).encode()).hexdigest()[:16]
+    """A key of question and answer, which does not depend on the row's number."""
+    return _hash(f"{questions.example_key(row.example)}\n{row.example.answer}")
+
+
+def _old_key_of(row: EncodedExample) -> str:
+    """The key in older workdirs: of the question alone."""
+    return _hash(questions.example_key(row.example))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def without_chain(task: Task, row: EncodedExample) -> EncodedExample:
@@ -117,7 +126,7 @@ def read_baseline(workdir: Path, reward: RewardConfig, width: int) -> Callable[[
     by_key = {row["key"]: row for row in _written(workdir / FILE)}
 
     def read(rows: list[EncodedExample]) -> Baseline:
-        entries = [by_key[key_of(row)] for row in rows]
+        entries = [by_key.get(key_of(row)) or by_key[_old_key_of(row)] for row in rows]
         score = np.asarray([row["avg_prob"] for row in entries], np.float32) if reward.frozen_score else None
         logp = None
         if reward.frozen_tokens:

@@ -15,7 +15,7 @@ import numpy as np
 from rl_likelihood.data.order import order
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.learner.batching import alternatives_of, concat_rows, no_chain_rows, slice_rows, to_batch
+from rl_likelihood.learner.batching import alternatives_of, concat_rows, first_rows, no_chain_rows, to_batch
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts import asked_judge
@@ -181,7 +181,7 @@ class Batches:
         group vote, and only the first ones are trained on."""
         c, fmt = self.task.config, self.task.fmt
         n = c.reward.vote_train or rollout.segment.shape[1]
-        rollout = slice_rows(rollout, 0, n)
+        rollout = first_rows(rollout, n)
         values = {k: v[:, :n] for k, v in graded.values.items()}
         base = self.baseline(rows)
         batch = to_batch(rollout, values, graded.keep[:, :n], base.score).replace(baseline_logp=base.logp)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from rl_likelihood.data.conversation import Markup, markup, reference_ids
 from rl_likelihood.data.prompts import EncodedExample, completion_ids
-from rl_likelihood.data.token_ids import ids_after_text
+from rl_likelihood.data.token_ids import ids_after_text, padded
 from rl_likelihood.envs.calls import Style, message
 from rl_likelihood.envs.deadline import Failed, in_time
 from rl_likelihood.envs.protocol import ENDS, End, Environment, Reply, Start, number_of, problem_of
@@ -134,7 +134,8 @@ class Conversations:
             going = np.asarray([conversation.going for conversation in flat])
             if not going.any():
                 break
-            ids, count = ragged(replies)
+            count = np.asarray([len(reply) for reply in replies], np.int32)
+            ids = padded(replies, int(count.max()))
             prefix = TurnPrefix(ids.reshape(*shape, -1), count.reshape(shape), going.reshape(shape))
             rows, written = turns.take_turn(weights, rows, prefix, request, settings)
             ids, logp, length = (np.asarray(x).reshape(len(flat), *x.shape[2:]) for x in written)
@@ -315,11 +316,3 @@ def targets_of(
     limit = task.config.spoken_tokens
     played = [conversations.given(row) for row in rows]
     return [(np.asarray(c.ids[:limit], np.int32), np.asarray(c.kinds[:limit], np.int32)) for c in played]
-
-
-def ragged(ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Pads N lists of ids. Returns (ids [N, E], lengths [N])."""
-    out = np.zeros((len(ids), max(map(len, ids))), np.int32)
-    for k, row in enumerate(ids):
-        out[k, : len(row)] = row
-    return out, np.asarray(list(map(len, ids)), np.int32)

@@ -77,7 +77,9 @@ class Endpoint:
 
             from rl_likelihood.rollouts.deadline import Deadline
         except ImportError:
-            raise UserError(f"{s.field} is an address, which needs httpx; run pip install -e '.[judge]'") from None
+            raise UserError(
+                f"{s.field} is an address, which needs httpx; run pip install -c constraints.txt -e '.[judge]'"
+            ) from None
         try:
             parts = httpx.URL(s.url)
             parts.raw_host.decode().encode("idna")  # what the system's resolver does

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import math
 import re
 from collections.abc import Sequence
@@ -29,11 +28,6 @@ class HttpJudge:
         )
         values = np.array([math.nan if x is None else x for x in replies], np.float32).reshape(len(questions), -1)
         return Verdicts(values, np.isfinite(values), 0)
-
-    @property
-    def failures(self) -> collections.Counter[str]:
-        """The number of failed rows by kind of failure."""
-        return self.endpoint.failures
 
     def close(self) -> None:
         """Closes the connections."""

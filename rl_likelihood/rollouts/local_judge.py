@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -49,17 +49,19 @@ class LocalJudge:
         return dataclasses.replace(self, judge=judge, run=make_judge(judge))
 
     def __call__(self, questions: Sequence[str], answers: Answers) -> Verdicts:
-        """The number of each row, in batches of questions. Every question must have the same number of rows."""
-        values, cut = [], 0
+        """The number of each row. Every question must have the same number of rows."""
+        values, keep, cut = zip(*self.batches(questions, answers), strict=True)
+        return Verdicts(np.concatenate(values), np.concatenate(keep), sum(cut))
+
+    def batches(self, questions: Sequence[str], answers: Answers) -> Iterator[Verdicts]:
+        """The numbers of the rows, a batch of questions at a time."""
         for start in range(0, len(questions), self.at_once):
             part = slice(start, start + self.at_once)
             encoded = judged_text.encode(self.reader, questions[part], answers[part])
             missing = self.at_once - len(encoded.judged.prompt) if start else 0
             judged = jax.tree.map(lambda x, n=missing: np.concatenate([x, x[:1].repeat(n, 0)]), encoded.judged.narrow)
-            values.append(np.asarray(self.run(self.params, judged))[: len(encoded.judged.prompt)])
-            cut += encoded.cut
-        numbers = np.concatenate(values)
-        return Verdicts(numbers, np.isfinite(numbers), cut)
+            numbers = np.asarray(self.run(self.params, judged))[: len(encoded.judged.prompt)]
+            yield Verdicts(numbers, np.isfinite(numbers), encoded.cut)
 
 
 def describe_decoder(path: str) -> tuple[ModelConfig, str]:
@@ -102,11 +104,6 @@ def load_head(path: str | Path) -> tuple[ValueHead, float] | None:
     return head, spread
 
 
-def on_device(judge: LocalJudge, device: Any) -> LocalJudge:
-    """The judge with its parameters on one device. It has no collectives, so no other thread's program waits for it."""
-    return dataclasses.replace(judge, params=jax.device_put(judge.params, device))
-
-
 def save_head(path: str | Path, head: ValueHead, spread: float, step: int = 0) -> None:
     """Writes the file that `load_head` reads. `step`: of the checkpoint that the head belongs to."""
     weight, bias = np.asarray(head.weight), np.asarray(head.bias)
@@ -131,14 +128,9 @@ def reader_of(
     model, tokenizer_at = describe_decoder(path)
     if load_head(path) is not None:
         form = judged_text.SCORE._replace(date=kept_date(Path(path)) or form.date)
-    if max_prompt + max_row > model.max_position:
-        raise UserError(
-            f"{names.limits}max_prompt + {names.limits}max_row = {max_prompt + max_row}, more than the "
-            f"{model.max_position} positions of the judge; lower one"
-        )
     text, _ = load_tokenizer(tokenizer_at, template, names.template)
     reader = Reader(text, tokenizer.vocab_bytes(text, model.vocab_size), form, max_prompt, max_row, names)
-    judged_text.refuse_template(reader)
+    judged_text.refuse_template(reader, model.max_position)
     judged_text.words_of(reader)
     return reader, model
 

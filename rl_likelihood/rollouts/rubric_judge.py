@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_likelihood.data import judged_text, rubrics
-from rl_likelihood.data.judged_text import Form
+from rl_likelihood.data import rubrics
 from rl_likelihood.data.rubrics import UNIVERSAL, Rubric
 from rl_likelihood.rewards.rubric import Kind, RubricSettings, aggregate
 from rl_likelihood.rollouts.http_judge import HttpJudge
@@ -60,11 +59,6 @@ class RubricJudge:
 
 def _number(x: float) -> float | None:
     return round(float(x), 4) if np.isfinite(x) else None
-
-
-def form_of(kind: Kind) -> Form:
-    """The form of the judge's prompt: about one criterion, or for one mark over all criteria."""
-    return judged_text.MARK if kind == "implicit" else judged_text.MEETS
 
 
 def judge_prompts_of(rubric: Rubric, kind: Kind) -> list[str]:

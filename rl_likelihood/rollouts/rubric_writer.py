@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from rl_likelihood.data import prompts, rubrics, tokenizer
+from rl_likelihood.data.order import in_batches
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.retrieval import Embed, Store, refuse_store
 from rl_likelihood.data.rubrics import Criterion, Rubric
@@ -162,14 +163,13 @@ def _local(c: Config, path: str) -> tuple[Write, Embed | None]:
         ids = ids_of(text, vocab, rendered)
         out: list[str | None] = [None] * len(ids)
         fits = [i for i, row in enumerate(ids) if len(row) + c.rubric.max_new <= model.max_position]
-        for start in range(0, len(fits), AT_ONCE):
-            part = fits[start : start + AT_ONCE]
+        for start, part in in_batches(fits, AT_ONCE):
             width = -(-max(len(ids[i]) for i in part) // WIDTHS) * WIDTHS
-            rows = [_bare(ids[i]) for i in (part + part[-1:] * AT_ONCE)[:AT_ONCE]]  # a fixed number: one program
+            rows = [_bare(ids[i]) for i in part]
             collated = prompts.collate(rows, np.arange(start, start + AT_ONCE), width, 1, fmt.pad_id)
             key = jax.random.key(c.seed)
             sampled_ids, _, length = decode.sample_ids(weights, collated, key, sampler, END, c.rubric.max_new)
-            for i, row, n in zip(part, sampled_ids[:, 0], length[:, 0], strict=False):
+            for i, row, n in zip(fits[start:], sampled_ids[:, 0], length[:, 0], strict=False):
                 out[i] = text.decode(row[:n], skip_special_tokens=True)
         return out
 

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from rl_likelihood.data import tokenizer
+from rl_likelihood.data.order import in_batches
 from rl_likelihood.data.retrieval import Embed, unit
-from rl_likelihood.data.token_ids import ids_of
+from rl_likelihood.data.token_ids import ids_of, padded
 from rl_likelihood.grading.graders import numeric_match
 from rl_likelihood.learner.judge import mean_state
 from rl_likelihood.model.decoder import ModelConfig, Params
@@ -36,14 +37,10 @@ def decoder_vectors(
     rows = [ids[:MOST_EMBEDDED] for ids in encode(texts)]
     width = -(-max(1, *map(len, rows)) // WIDTHS) * WIDTHS
     out = []
-    for start in range(0, len(rows), AT_ONCE):
-        part = rows[start : start + AT_ONCE]
-        tokens = np.zeros((AT_ONCE, width), np.int32)
-        for i, ids in enumerate(part):
-            tokens[i, : len(ids)] = ids
-        length = np.asarray([len(ids) for ids in part] + [1] * (AT_ONCE - len(part)), np.int32)
-        out.append(np.asarray(_mean_state(params, model, tokens, length))[: len(part)])
-    return np.concatenate(out)
+    for _, part in in_batches(rows, AT_ONCE):
+        length = np.asarray([len(ids) for ids in part], np.int32)
+        out.append(np.asarray(_mean_state(params, model, padded(part, width), length)))
+    return np.concatenate(out)[: len(rows)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,22 +115,16 @@ class Synchronous:
 
     def _draw(self, weights: Params, step: int) -> Drawn:
         """The next batch of the stream of prompts, sampled and graded."""
-        b, failure, rollout = self.batches, None, None
+        b = self.batches
         try:
-            rollout = b.sample(self.drawn, weights, step)
+            with distributed.failing_together():
+                rollout = b.sample(self.drawn, weights, step)
         except Exception as error:
-            failure = error
-        if distributed.several():
-            failure = distributed.failure_of_any(failure)
-        if failure is not None or rollout is None:
-            raise SamplerFailed from failure
+            raise SamplerFailed from error
         rollout, rows = b.align(rollout), b.rows(self.drawn)
         self.drawn += 1
-        try:
+        with distributed.failing_together():  # a judge may fail in one process alone
             drawn = Drawn(rollout, rows, *b.grade(rollout, rows))
-        except Exception as error:  # a judge's, which the other processes may not have
-            failure = error
-        distributed.raise_failure_of_any(failure)
         return with_critic(b, drawn, weights) if b.task.config.raro else drawn
 
     def state(self) -> dict[str, Any]:

@@ -149,15 +149,13 @@ def close(manager: ocp.CheckpointManager) -> None:
         manager.close()
 
 
-def restore(
-    manager: ocp.CheckpointManager, abstract_state: TrainState, step: int | None = None
-) -> tuple[TrainState, dict[str, Any]]:
-    """(state, meta) of `step`, by default of the newest readable checkpoint.
+def restore(manager: ocp.CheckpointManager, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """(state, meta) of the newest readable checkpoint.
 
     `abstract_state` is a TrainState of jax.ShapeDtypeStruct with shardings. Arrays are read directly onto that mesh,
     even if they were saved from another one. Damaged checkpoints are skipped with a warning, and renamed to
-    STEP.damaged so that the run can save that step again. UserError if no checkpoint is readable, if the requested one
-    is not, or if its arrays do not match `abstract_state`.
+    STEP.damaged so that the run can save that step again. UserError if no checkpoint is readable, or if its arrays do
+    not match `abstract_state`.
     """
 
     def read(candidate: int) -> tuple[TrainState, dict[str, Any]]:
@@ -175,7 +173,7 @@ def restore(
         check_sums(checksums(_named(state)), leaves)
         return state, meta
 
-    restored, step, damaged = _newest_readable(manager, step, read)
+    restored, _, damaged = _newest_readable(manager, None, read)
     for bad in damaged:
         _set_aside(manager.directory / str(bad))
     if damaged:

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any, TextIO
 
+from rl_likelihood.progress import counted
 from rl_likelihood.runtime import distributed
 
 
@@ -68,20 +69,15 @@ def say_at_once(text: str) -> None:
             os.write(1, f"{text}\n".encode())
 
 
-def excerpt(text: str, most: int = 240) -> str:
-    """A text on one line: the middle of a longer one is replaced by [...]."""
-    line, half = " ".join(text.split()), most // 2
-    return line if len(line) <= most else f"{line[:half].rstrip()} [...] {line[-half:].lstrip()}"
+def excerpt(text: str) -> str:
+    """A text on one line: the middle of one with over 240 characters is replaced by [...]."""
+    line = " ".join(text.split())
+    return line if len(line) <= 240 else f"{line[:120].rstrip()} [...] {line[-120:].lstrip()}"
 
 
 def size(count: float) -> str:
     """Bytes for people: 16.9 MiB, 2.3 GiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
-
-
-def counted(n: int, what: str) -> str:
-    """ "1 question", "8 questions"."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def chains_words(samples: int) -> str:

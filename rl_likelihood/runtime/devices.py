@@ -53,7 +53,8 @@ def make_devices(c: Config, devices: Sequence[Any] | None = None, process: int |
             f"--process_id: process {process} has no device ({len(devices)} devices in {len(by_process)} processes); "
             "start as many processes as there are hosts"
         )
-    n, local = _of_sampler(c), len(by_process[process])
+    n = 0 if c.sampler.devices == "shared" else int(c.sampler.devices)
+    local = len(by_process[process])
     if n >= local:
         limit = f"at most {local - 1}, or to shared" if local > 1 else "shared"
         raise UserError(
@@ -75,10 +76,6 @@ def make_devices(c: Config, devices: Sequence[Any] | None = None, process: int |
     if len(candidates) > 1:
         _suggest(c, micro, learning, slices, sampler_only, process)
     raise refusals[0]
-
-
-def _of_sampler(c: Config) -> int:
-    return 0 if c.sampler.devices == "shared" else int(c.sampler.devices)
 
 
 def _inner(c: Config, tensor: int) -> tuple[int, ...]:

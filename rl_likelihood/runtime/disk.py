@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rl_likelihood.learner.adversarial import init_run_state
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.model.decoder import ModelConfig, is_spec, param_specs
+from rl_likelihood.model.architecture import ModelConfig, abstract, param_specs
 from rl_likelihood.model.lora import trained_specs
 from rl_likelihood.runtime.checkpoint import DROPPED, FOLDER, REST, CheckpointConfig, latest_step
 from rl_likelihood.settings import Config, TrainSettings
@@ -27,9 +26,7 @@ class Disk(NamedTuple):
 
 def disk_of_run(c: Config, model: ModelConfig) -> Disk:
     """The disk space of a run's checkpoints. Metrics, samples and evaluations are not included."""
-    shape = lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32)
-    params = jax.tree.map(shape, trained_specs(model, c.lora), is_leaf=is_spec)
-    whole = jax.tree.map(shape, param_specs(model), is_leaf=is_spec)
+    params, whole = abstract(trained_specs(model, c.lora)), abstract(param_specs(model))
     state = jax.eval_shape(lambda p: init_run_state(p, make_optimizer(c.optimizer), c.step, model.width), params)
     cfg, steps, start = checkpoint_config(c.train), c.train.steps, bool(c.warm_start.steps)
     reference = tree_bytes(whole) if c.step.with_frozen else 0  # the model of step 0

@@ -246,29 +246,31 @@ def any_of(flag: bool) -> bool:
     return bool(gather(np.asarray([flag])).any())
 
 
-def failure_of_any(error: Exception | None) -> Exception | None:
-    """None if no process has an error. Else, in every process, one error that names the processes and their errors: a
-    SharedRefusal if all are UserErrors, else a SharedFailure.
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """If an error is raised inside in any process, every process raises one that names the processes and their errors:
+    a SharedRefusal if all are UserErrors, else a SharedFailure. A single process raises its own error.
 
     A process with another error prints it at once, because the others may reach this point much later.
     """
+    if not several():
+        yield
+        return
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as own:
+        error = own
     unexpected = error is not None and not isinstance(error, UserError)
     if error is not None and unexpected:
         traceback.print_exception(error)
         line = f"error: process {jax.process_index()} has failed ({named(error)}); all end when they come to this point"
         print(line, file=sys.stderr, flush=True)
     if not any_of(error is not None):
-        return None
+        return
     texts = gather_bytes(b"" if error is None else (named(error) if unexpected else str(error)).encode())
     words = "; ".join(f"process {i}: {text.decode()}" for i, text in enumerate(texts) if text)
-    return SharedFailure(words) if any_of(unexpected) else SharedRefusal(words)
-
-
-def raise_failure_of_any(error: Exception | None) -> None:
-    """Raises if any process has an error: `failure_of_any`, or in a single process the error itself."""
-    failure = failure_of_any(error) if several() else error
-    if failure is not None:
-        raise failure
+    raise SharedFailure(words) if any_of(unexpected) else SharedRefusal(words)
 
 
 def by_first(act: Callable[[], Any]) -> Any:
@@ -287,14 +289,11 @@ def by_first(act: Callable[[], Any]) -> Any:
     return value
 
 
-def refuse_unshared(file: Path, text: str, seconds: float = 60.0) -> None:
-    """SharedRefusal unless every process reads process 0's `text` in `file`. Otherwise the folder is not shared.
-
-    `seconds`: time for a slow file server, because an NFS client's listing may be a minute old.
-    """
+def refuse_unshared(file: Path, text: str) -> None:
+    """SharedRefusal unless every process reads process 0's `text` in `file`. Otherwise the folder is not shared."""
     if jax.process_count() == 1:
         return
-    who = _without(file, lambda: file.read_text() == text, seconds)
+    who = _without(file, lambda: file.read_text() == text, 60.0)  # an NFS client's listing may be a minute old
     if who:
         raise SharedRefusal(
             f"--workdir={file.parent} is not shared by all hosts: {who} cannot see what process 0 has written there; "

@@ -108,11 +108,8 @@ def device_ops(data: jax.profiler.ProfileData) -> list[Op]:
             if "hlo_op" in stats or line.name == "XLA Ops":
                 name = str(stats.get("hlo_op", e.name.partition(" ")[0].lstrip("%")))
                 ops.append(Op(e.start_ns, e.end_ns, str(stats.get("hlo_module", "")), name))
-    return [op if op.program else op._replace(program=_program_at(programs, op.start)) for op in ops]
-
-
-def _program_at(programs: list[Op], time: float) -> str:
-    return next((p.program for p in programs if p.start <= time < p.end), "")
+    program_at = lambda time: next((p.program for p in programs if p.start <= time < p.end), "")
+    return [op._replace(program=op.program or program_at(op.start)) for op in ops]
 
 
 def origins() -> dict[tuple[str, str], str]:

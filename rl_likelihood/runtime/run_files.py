@@ -4,7 +4,6 @@ Every line is one JSON object with an integer `step`, the number of updates done
 at step k, lines of later steps are deleted. So a killed and resumed run leaves the same files as an unbroken one.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from rl_likelihood import files
 from rl_likelihood.runtime.lock import in_use
 from rl_likelihood.shapes import UserError
 
@@ -98,14 +98,10 @@ def cannot_write(path: str | Path, e: OSError) -> UserError:
 
 def replace(path: Path, text: str) -> None:
     """Writes a file of a workdir whole: if that fails, the old file stays as it was."""
-    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        files.replace(path, text.encode())
     except OSError as e:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         raise cannot_write(path, e) from e
 
 
@@ -185,16 +181,12 @@ def write_status(workdir: str | Path, state: str, step: int, steps: int, error: 
     If the disk is full, the status of an ended run overwrites the old file in place.
     """
     path = Path(workdir) / STATUS
-    part = path.with_name(STATUS + ".part")
     row: dict[str, Any] = {"state": state, "step": int(step), "steps": int(steps), "error": error[:1000]}
     line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
     try:
         try:
-            part.write_bytes(line)
-            os.replace(part, path)
+            files.replace(path, line)
         except OSError:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
             if state == "running":
                 raise
             with open(path, "r+b") as file:

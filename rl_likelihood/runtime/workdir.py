@@ -17,7 +17,6 @@ from rl_likelihood.settings import Config
 from rl_likelihood.shapes import UserError
 
 CONFIG = "config.json"
-INITIAL = checkpoint.INITIAL
 TRACKING_ID = "wandb_id"
 INPUTS = "inputs.json"  # the inputs of a run besides its config: the date in its prompts, and digests (DEPENDS)
 # The inputs whose digests are compared: a description, and the config fields with their paths. The files may move.
@@ -168,7 +167,7 @@ def has_run(workdir: Path) -> bool:
     written = (METRICS, "baseline.jsonl", "rounds.jsonl")
     return (
         checkpoint.latest_step(workdir) is not None
-        or (workdir / INITIAL).exists()
+        or (workdir / checkpoint.INITIAL).exists()
         or any(_is_written(workdir / name) for name in written)
     )
 

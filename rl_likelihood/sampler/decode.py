@@ -16,14 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from rl_likelihood.fields import field
 from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
-from rl_likelihood.model.decoding import (
-    Cache,
-    aligned_positions,
-    decode_step,
-    decoding_layout,
-    empty_cache,
-    prefill,
-)
+from rl_likelihood.model.decoding import Cache, aligned_positions, decode_step, decoding_layout, empty_cache, prefill
 from rl_likelihood.sampler import engine
 from rl_likelihood.sampler.draw import Cut, Ends, Request, choose, request_specs, row_keys
 from rl_likelihood.sampler.stop import first_match, stop_table
@@ -56,11 +49,11 @@ class SamplerSettings:
     temperature: float = field(1.0, "the policy is the distribution at this temperature", least=1e-3, most=1e3)
     slots: int = field(
         0,
-        "rows that a process decodes at once on all its devices together; when one stops, the next starts; 0: all rows",
+        "completions that a process decodes at once, on all its devices; when one stops, the next starts; 0: all",
         least=0,
     )
     width_multiple: int = field(
-        0, "rows are padded to a multiple of this (each width compiles once); 0: to the maximum width", least=0
+        0, "completions are padded to a multiple of this (each width compiles once); 0: to the most", least=0
     )
     max_staleness: int = field(
         0, "updates that a rollout may be behind the learner; 0: on-policy and reproducible", least=0

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rl_likelihood.mesh import AXES, ready, replicated, rows_mesh
-from rl_likelihood.model.decoder import ModelConfig, Params, is_spec, param_specs
+from rl_likelihood.model.architecture import ModelConfig, Params, abstract, param_specs
 from rl_likelihood.model.decoding import fuse_layer, without_layers
 from rl_likelihood.shapes import UserError
 
@@ -69,7 +69,7 @@ def gather(model: ModelConfig, mesh: Mesh, tensor: int) -> Gather:
     def jitted(f, *arguments):
         return jax.jit(f, out_shardings=jax.tree.map_with_path(sharding_of, jax.eval_shape(f, *arguments)))
 
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float32), param_specs(model), is_leaf=is_spec)
+    shapes = abstract(param_specs(model))
     unstacked = {k: v for k, v in shapes.items() if k != "layers"}
     return Gather(jitted(outer, unstacked), jitted(layer, shapes["layers"], np.int32(0)))
 

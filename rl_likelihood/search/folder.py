@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -48,8 +49,9 @@ def row_of(e: Example) -> Row:
     return {"id": e.id, "prompt": turns or e.prompt, "answer": e.answer, "task": e.task, **more}
 
 
-def write_results(workdir: Path, name: str, good: list[Row], dropped: list[Row], task: Task) -> None:
+def write_results(workdir: Path, name: str, good: list[Row], dropped: list[Row], task: Task) -> str:
     """Writes the rows with chains, the dropped rows, and the held-out questions, which a run on these chains needs.
+    Returns the reasons for which rows were dropped, with their numbers.
 
     Process 0 replaces each file atomically.
     """
@@ -61,3 +63,5 @@ def write_results(workdir: Path, name: str, good: list[Row], dropped: list[Row],
             run_files.replace(workdir / file, text)
 
     distributed.by_first(write)
+    counts = collections.Counter(row["dropped"] for row in dropped).items()
+    return "".join(f", {n} ({reason})" for reason, n in counts)

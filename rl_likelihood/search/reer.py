@@ -46,11 +46,6 @@ class Search:
         return "".join(self.segments)
 
 
-def new_search(chain: str, nll: float) -> Search:
-    """The search that starts from a chain."""
-    return Search(tuple(segments(chain)), nll)
-
-
 def left(s: Search, cfg: ReerSettings) -> int:
     """The number of segments that still get candidates."""
     if not cfg.candidates or s.nll < cfg.stop:

@@ -29,6 +29,7 @@ from rl_likelihood.runtime.devices import Devices, batch_size, using
 from rl_likelihood.search import reer
 from rl_likelihood.search.proposer import Ask, Asks, Length, Propose, padded_width
 from rl_likelihood.search.reer import Offer, Search
+from rl_likelihood.search.segments import segments
 from rl_likelihood.task import Task
 
 FILE = "rounds.jsonl"
@@ -167,7 +168,7 @@ def find(f: Finder, chains: dict[int, str], variant: Variant) -> dict[int, Ended
         return [{"nll_none": float(none), "nll": float(nll)} for none, nll in scores]
 
     baselines = {i: (line["nll"], line["nll_none"]) for i, line in f.each(variant.name, 0, chains, start).items()}
-    searches = {i: reer.new_search(chains[i], baselines[i][0]) for i in chains}
+    searches = {i: Search(tuple(segments(chains[i])), baselines[i][0]) for i in chains}
     cfg, tokens = f.task.config.reer, dict.fromkeys(chains, 0)
     total = sum(reer.left(s, cfg) for s in searches.values())
     with Progress(f"{variant.name}: searched", total, "segments", f.say) as progress:

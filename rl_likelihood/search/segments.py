@@ -15,7 +15,7 @@ _THINKING = re.compile(r"\b(let me|let's see|hmm+|wait|i wonder|maybe i should|i
 LAST, FREQUENT, MOST_FREQUENT = 0.1, 0.3, 3
 
 
-def segments(text: str, shortest: int = SHORTEST) -> list[str]:
+def segments(text: str) -> list[str]:
     """The text, split at blank lines or, if there are none, at line ends. The segments joined give the text.
 
     A displayed formula is never split.
@@ -29,10 +29,10 @@ def segments(text: str, shortest: int = SHORTEST) -> list[str]:
     bounds = [0, *(cuts(_BLANK) or cuts(_LINE)), len(text)]
     out = [""]
     for start, end in itertools.pairwise(bounds):
-        if len(out[-1].strip()) >= shortest:
+        if len(out[-1].strip()) >= SHORTEST:
             out.append("")
         out[-1] += text[start:end]
-    if len(out) > 1 and len(out[-1].strip()) < shortest:
+    if len(out) > 1 and len(out[-1].strip()) < SHORTEST:
         last = out.pop()
         out[-1] += last
     return out

@@ -52,7 +52,7 @@ def text_of(reply: Any, tags: Tags | None) -> str | None:
 def parsed(reply: str, tags: Tags) -> Reply | None:
     """(chain, answer) of a reply in the format; None for any other reply."""
     answer = graders.extract_answer(reply, tags)
-    chain = reply.split(tags.think_close)[0].split(tags.answer_open)[0].strip().removeprefix(tags.think_open).strip()
+    chain = tags.chain_of(reply).strip().removeprefix(tags.think_open).strip()
     clean = not any(tag in chain for tag in (tags.think_open, tags.answer_close))
     return (chain, answer.strip()) if answer and answer.strip() and chain and clean else None
 

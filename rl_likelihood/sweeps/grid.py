@@ -16,7 +16,6 @@ command line. The history of a point is in its run folder.
 import ast
 import contextlib
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import json
@@ -26,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rl_likelihood.fields import nearest
 from rl_likelihood.grading.worker import run_file
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.lock import InUse, in_use, lock
@@ -97,7 +97,8 @@ class Point:
 
         A sweep may grow by more values of what varies; the fingerprint depends on this point alone.
         """
-        shown = ",".join(f"{k}={_slug(v)}" for k, v in sorted(self.labels.items()))
+        slug = lambda text: re.sub(r"[^A-Za-z0-9._+-]+", "_", text)[:60]
+        shown = ",".join(f"{k}={slug(v)}" for k, v in sorted(self.labels.items()))
         what = [self.config, sorted((k, _plain(v)) for k, v in self.overrides.items())]
         fingerprint = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:6]
         return f"{shown[:200]}-{fingerprint}"
@@ -113,10 +114,6 @@ def _plain(value: Any) -> Any:
 
 def _text(value: Any) -> str:
     return repr(tuple(value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text)[:60]
 
 
 def point(overrides: Overrides) -> Point:
@@ -156,8 +153,8 @@ def only(points: Sequence[Point], selections: Iterable[str]) -> list[Point]:
         key = key.removesuffix("!")
         known = {key_ for p in points for key_ in (*p.labels, *p.overrides, CONFIG)}
         if not equals or key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]}=VALUE? " if near else ""
+            near = nearest(key, known)
+            hint = f"did you mean {near}=VALUE? " if near else ""
             raise UserError(f"--only {selection}: {hint}write KEY=VALUE with a key of {', '.join(sorted(known))}")
         values = [_value(p, key) for p in chosen]
         has = [_same(value, text) for value in values]
@@ -209,8 +206,8 @@ def load(path: str) -> Experiment:
     """The experiments file at `path`. Refuses a missing file, one without a sweep, and a point given twice."""
     file = Path(path).resolve()
     if not file.is_file():
-        near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 1)
-        raise UserError(f"{path} does not exist" + (f"; did you mean {near[0]}?" if near else "; name a sweep's file"))
+        near = nearest(file.name, (p.name for p in file.parent.glob("*.py")))
+        raise UserError(f"{path} does not exist" + (f"; did you mean {near}?" if near else "; name a sweep's file"))
     if file.suffix != ".py":
         raise UserError(f"{path} is no Python file; name a sweep's file")
     root = str(file.parents[1])

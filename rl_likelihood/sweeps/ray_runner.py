@@ -30,7 +30,7 @@ def run_ray(jobs: Sequence[Job], resources: dict[str, float], say: Say, pause: t
     try:
         import ray  # an extra, and seconds to import
     except ImportError:
-        raise UserError("--runner=ray needs ray; run pip install -e '.[ray]'") from None
+        raise UserError("--runner=ray needs ray; run pip install -c constraints.txt -e '.[ray]'") from None
     ours = not ray.is_initialized()
     if ours:
         path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")]))

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import functools
-import math
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from rl_likelihood import __version__
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.model.decoder import ModelConfig, is_spec, param_specs
+from rl_likelihood.model.architecture import ModelConfig, abstract, count, param_specs
 from rl_likelihood.model.decoding import decoding_layout
 from rl_likelihood.model.lora import as_base, trained_specs
+from rl_likelihood.progress import counted
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.run_model import rollout_model
-from rl_likelihood.runtime.console import counted, say, size
+from rl_likelihood.runtime.console import say, size
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.runtime.disk import disk_of_run, tree_bytes
 from rl_likelihood.settings import Config
@@ -44,8 +43,7 @@ ADVANTAGE = {
 def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | None) -> None:
     """Print the model, devices, data, reward, sizes and workdir. `resume`: the checkpoint's step."""
     c, m = task.config, task.model
-    specs = jax.tree.leaves(param_specs(m), is_leaf=is_spec)
-    parameters = sum(math.prod(spec.shape) for spec in specs)
+    parameters = count(abstract(param_specs(m)))
     say(f"rl_likelihood {__version__}, jax {jax.__version__}, {device_words(devices)}")
     layers = "scanned" if m.scan_layers else "unrolled"
     computed = f"compute {m.compute_dtype}, attention {m.attention}, layers {layers}"
@@ -129,12 +127,11 @@ def scored_line(c: Config) -> str:
 def memory_copies(task: Task, parameters: int, loops: bool) -> dict[str, float]:
     """The arrays that a run holds, in units of the parameters' size. `loops`: the step loops over micro-batches."""
     m, step, lora = task.model, task.config.step, task.config.lora
-    specs = trained_specs(m, lora)
-    params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), specs, is_leaf=is_spec)
+    params = abstract(trained_specs(m, lora))
     optimizer = tree_bytes(jax.eval_shape(make_optimizer(task.config.optimizer).init, params)) / (4 * parameters)
     trained = tree_bytes(params) / (4 * parameters)
     layers = 1 - m.vocab_size * m.width * (2 - m.tied) / parameters
-    whole = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), param_specs(m), is_leaf=is_spec)
+    whole = abstract(param_specs(m))
     sampled = jax.eval_shape(functools.partial(decoding_layout, cfg=rollout_model(task.config, m)), whole)
     copies: dict[str, float] = {"parameters": 1}
     if lora.rank:

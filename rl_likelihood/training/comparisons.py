@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from rl_likelihood.data import judged_text, prepared
@@ -16,10 +15,10 @@ from rl_likelihood.data.pairs import Comparison, of_example, of_record
 from rl_likelihood.data.records import records
 from rl_likelihood.datasets.questions import hash_of, variant_key
 from rl_likelihood.datasets.sources import DataConfig
-from rl_likelihood.learner.judge import JudgeParams
 from rl_likelihood.progress import Progress
+from rl_likelihood.rollouts.local_judge import LocalJudge
 from rl_likelihood.runtime.console import say
-from rl_likelihood.shapes import Compared, Judged, UserError
+from rl_likelihood.shapes import Compared, UserError
 
 MOST_HELDOUT = 100  # default limit of held-out questions of a file, with at most a tenth of its rows
 
@@ -82,35 +81,26 @@ def _split(rows: list[Comparison], c: DataConfig) -> tuple[list[Comparison], lis
 
 def encode(reader: Reader, rows: Sequence[Comparison], options: int) -> tuple[Compared, int]:
     """(the comparisons in ids, the number of cut answers). Q = `options`: further wrong answers are left out."""
-    answers = [[(a,) for a in r.answers[:options]] for r in rows]
-    padded = [group + [("",)] * (options - len(group)) for group in answers]
-    encoded = judged_text.encode(reader, [r.prompt for r in rows], padded)
-    present = np.arange(options) < np.asarray([len(group) for group in answers])[:, None]
-    margins = np.zeros((len(rows), options), np.float32)
-    for i, r in enumerate(rows):
-        margins[i, : len(answers[i])] = r.margins[:options]
+    encoded = judged_text.encode(reader, [r.prompt for r in rows], _filled_up(rows, options))
+    present = np.arange(options) < np.asarray([len(r.answers) for r in rows])[:, None]
+    margins = np.zeros(present.shape, np.float32)
+    for of_row, r in zip(margins, rows, strict=True):
+        of_row[: len(r.margins)] = r.margins[:options]
     return Compared(encoded.judged.narrow, present, margins), encoded.cut
 
 
-def scores_of(
-    run: Callable[[JudgeParams, Judged], jax.Array],
-    params: JudgeParams,
-    reader: Reader,
-    rows: Sequence[Comparison],
-    size: int,
-) -> tuple[list[np.ndarray], int]:
-    """(the scores of each question's answers, the right answer first; the number of cut answers). `size`: questions per
-    batch; `run`: from `make_judge`."""
-    options = max(len(r.answers) for r in rows)
-    out, cut = list[np.ndarray](), 0
+def scores_of(judge: LocalJudge, rows: Sequence[Comparison]) -> tuple[list[np.ndarray], int]:
+    """(the scores of each question's answers, the right answer first; the number of cut answers)."""
+    answers = _filled_up(rows, max(len(r.answers) for r in rows))
+    values, cut = list[np.ndarray](), 0
     with Progress("scored", len(rows), "comparisons", say) as progress:
-        for start in range(0, len(rows), size):
-            own = rows[start : start + size]
-            batch, was_cut = encode(reader, own, options)
-            missing = size - len(own)
-            judged = jax.tree.map(lambda x, n=missing: np.concatenate([x, x[-1:].repeat(n, 0)]), batch.judged)
-            values = np.asarray(run(params, judged))
-            out += [values[i, : len(r.answers)] for i, r in enumerate(own)]
-            cut += was_cut
-            progress.advance(len(own))
-    return out, cut
+        for batch in judge.batches([r.prompt for r in rows], answers):
+            values += list(batch.values)
+            cut += batch.cut
+            progress.advance(len(batch.values))
+    return [x[: len(r.answers)] for x, r in zip(values, rows, strict=True)], cut
+
+
+def _filled_up(rows: Sequence[Comparison], options: int) -> list[list[tuple[str]]]:
+    """The first `options` answers of each question, each as one row; empty ones where there are fewer."""
+    return [[(a,) for a in (*r.answers, *[""] * options)][:options] for r in rows]

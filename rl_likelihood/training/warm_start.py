@@ -71,7 +71,7 @@ def own_chains(
             sources = rows[start : start + size]
             for row, (text,) in zip(sources, sampled_texts(task, rollout), strict=False):
                 answer = (graders.extract_answer(text, task.fmt) or "").strip()
-                chain = text.split(task.fmt.answer_open)[0].split(task.fmt.think_close)[0].strip()
+                chain = task.fmt.chain_of(text).strip()
                 if answer and chain and "<" not in chain + answer:
                     e = row.example
                     out.append({"id": e.id, "prompt": e.prompt, "chain": chain, "answer": answer, "task": e.task})

@@ -16,6 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+from rl_likelihood.files import gguf_of, replace
 from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs
 from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.shapes import UserError
@@ -60,14 +61,14 @@ def tensors(cfg: ModelConfig, style: str = "hf") -> Iterator[Tensor]:
 def describe(path: str | os.PathLike) -> ModelConfig:
     """The architecture of what `load` reads. Reads no weights."""
     path = Path(path)
-    gguf = gguf_file.find(path)
+    gguf = gguf_of(path)
     return (gguf_file.open_gguf(gguf) if gguf else hugging_face.open_folder(path)).cfg
 
 
 def score_of(path: str | os.PathLike) -> np.ndarray | None:
     """The value head [D] of a sequence classifier with one label; None for any other model."""
     path = Path(path)
-    if gguf_file.find(path) or not (path / CONFIG).is_file():
+    if gguf_of(path) or not (path / CONFIG).is_file():
         return None
     source = hugging_face.open_folder(path)
     if SCORE not in source.shapes:
@@ -97,7 +98,7 @@ def load(
     that this decoder does not compute.
     """
     path = Path(path)
-    gguf = gguf_file.find(path)
+    gguf = gguf_of(path)
     source = gguf_file.open_gguf(gguf) if gguf else hugging_face.open_folder(path)
     wanted = list(tensors(source.cfg, "gguf" if gguf else "hf"))
     _check(path, source, wanted, {SCORE} if classifier else set())
@@ -228,11 +229,11 @@ def save(
     names = [WEIGHTS] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
     _make_room(path, {*names, *([INDEX] if count > 1 else [])})
     for name, shard in zip(names, shards, strict=True):
-        partial = path / f"{name}.partial"
+        part = path / f"{name}.part"
         arrays = {name: np.concatenate([_file_array(params, t, to) for t in parts]) for name, parts in shard}
-        save_file(arrays, partial, metadata={"format": "pt"})
-        partial.chmod(path.stat().st_mode & 0o666)  # safetensors makes it private to its user
-        os.replace(partial, path / name)
+        save_file(arrays, part, metadata={"format": "pt"})
+        part.chmod(path.stat().st_mode & 0o666)  # safetensors makes it private to its user
+        part.replace(path / name)
     if count > 1:
         size = sum(math.prod(t.shape) for shard in shards for _, parts in shard for t in parts) * to.itemsize
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor, _ in shard}
@@ -309,7 +310,7 @@ def _make_room(path: Path, names: set[str]) -> None:
         raise UserError(f"{path}: is a file; name a folder to write the model to")
     path.mkdir(parents=True, exist_ok=True)
     weights = (f.name for pattern in ("*.safetensors*", "pytorch_model*", "*.gguf") for f in path.glob(pattern))
-    others = sorted({name.removesuffix(".partial") for name in weights} - names)
+    others = sorted({name.removesuffix(".part") for name in weights} - names)
     if others:
         raise UserError(f"{path}: already holds {others[0]}, which would mix with these weights; name an empty folder")
     (path / CONFIG).unlink(missing_ok=True)
@@ -323,6 +324,4 @@ def _file_array(params: Params, t: Tensor, dtype: np.dtype) -> np.ndarray:
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    replace(file, (json.dumps(value, indent=2) + "\n").encode())

@@ -9,23 +9,14 @@ from typing import Any
 import numpy as np
 from gguf import GGUFReader, dequantize
 
+from rl_likelihood.files import gguf_reader
 from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.model.rope import RopeScaling
 from rl_likelihood.shapes import UserError
 from rl_likelihood.weights.families import FAMILIES
-from rl_likelihood.weights.hugging_face import ALL, CONFIG, Source
+from rl_likelihood.weights.hugging_face import ALL, Source
 
 ROPE_FREQS = "rope_freqs.weight"  # Llama 3's frequency divisors; the scaling itself is not in the metadata
-
-
-def find(path: Path) -> Path | None:
-    """The GGUF file that `path` names: itself, or the only one of a folder without config.json; else None."""
-    if path.suffix == ".gguf":
-        return path
-    files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / CONFIG).exists() else []
-    if len(files) > 1:
-        raise UserError(f"{path}: holds {len(files)} .gguf files ({files[0].name}, {files[1].name}, ...); name one")
-    return files[0] if files else None
 
 
 def open_gguf(file: Path) -> Source:
@@ -34,12 +25,7 @@ def open_gguf(file: Path) -> Source:
     Shapes and arrays are in Hugging Face layout: [out, in], and query and key rows in the (first half,
     second half) rotary order. UserError for a missing or truncated file and for an unsupported model.
     """
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; give a .gguf file or a model folder with {CONFIG}")
-    try:
-        reader = GGUFReader(file)
-    except (ValueError, IndexError, KeyError, OverflowError) as e:  # what slicing past the end of the map raises
-        raise UserError(f"{file}: truncated, or not a GGUF file ({e}); download it again") from None
+    reader = gguf_reader(file)
     by_name = {t.name: t for t in reader.tensors}
     shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in by_name.items()}
     cfg = _config(reader, shapes, file)

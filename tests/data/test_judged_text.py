@@ -101,12 +101,15 @@ def test_what_cannot_be_read_is_refused_in_words():
     with pytest.raises(UserError, match="judge.max_prompt is 20.*What is it"):
         encode(reader(max_prompt=20), ["What is it, in more than twenty bytes?"], [[("a",)]])
     with pytest.raises(UserError, match="judge.max_row is 30"):
-        refuse_template(reader(CORRECT, max_row=30))
+        refuse_template(reader(CORRECT, max_row=30), 1000)
     with pytest.raises(UserError, match="does not show an answer"):
-        refuse_template(reader(template="{{ messages[0].content }}"))
+        refuse_template(reader(template="{{ messages[0].content }}"), 1000)
     with pytest.raises(UserError, match="no single token.*'yes'"):
         word_ids(reader(), "yes")
-    refuse_template(reader()), refuse_template(reader(BETTER)), refuse_template(reader(template=PLAIN_TEMPLATE))
+    with pytest.raises(UserError, match=r"judge.max_prompt \+ judge.max_row = 500, more than the 499 positions"):
+        refuse_template(reader(max_prompt=300, max_row=200), 499)
+    for accepted in (reader(), reader(BETTER), reader(template=PLAIN_TEMPLATE)):
+        refuse_template(accepted, accepted.max_prompt + accepted.max_row)
 
 
 def test_replies_are_groups_of_ids():

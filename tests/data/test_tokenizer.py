@@ -67,7 +67,7 @@ def test_smollm2(smollm2):
 def test_folder_round_trip(make_tokenizer, tmp_path):
     tokenizer, expected = make_tokenizer(merges=[("a", "b")])
     save_tokenizer(tokenizer, tmp_path)
-    loaded = load_tokenizer(tmp_path, require_template=True)
+    loaded = load_tokenizer(tmp_path)
     assert vocab_bytes(loaded, len(expected)) == expected
     assert loaded.chat_template == tokenizer.chat_template
     assert (loaded.eos_token, loaded.pad_token) == ("<|im_end|>", "<|pad|>")
@@ -197,13 +197,14 @@ def test_template_is_required_only_on_demand(make_tokenizer, tmp_path):
     save_tokenizer(make_tokenizer(template=None)[0], tmp_path)
     assert load_tokenizer(tmp_path).chat_template is None
     refusal(
-        lambda: load_tokenizer(tmp_path, require_template=True),
+        lambda: set_template(load_tokenizer(tmp_path), "model", str(tmp_path)),
         str(tmp_path),
         "no chat template",
         "prompt.template=plain",
     )
-    write_gguf(tmp_path / "t.gguf", template=None)
-    refusal(lambda: load_tokenizer(tmp_path / "t.gguf", require_template=True), "t.gguf", "no chat template")
+    file = tmp_path / "t.gguf"
+    write_gguf(file, template=None)
+    refusal(lambda: set_template(load_tokenizer(file), "model", str(file)), "t.gguf", "no chat template")
 
 
 def test_bad_files(make_tokenizer, tmp_path):

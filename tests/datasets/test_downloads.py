@@ -49,7 +49,7 @@ def test_a_download_says_how_much_is_there(tmp_path, monkeypatch):
 
 def test_a_missing_hub_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"hf:a/b .* pip install -e '\.\[hub\]'.*FILE"):
+    with pytest.raises(UserError, match=r"hf:a/b .* pip install -c constraints.txt -e '\.\[hub\]'.*FILE"):
         files.from_hub("hf:a/b", "give FILE")
 
 

@@ -57,6 +57,21 @@ def test_distinct_questions_stay_distinct_and_on_one_side(tmp_path, one, other):
             assert not {group_key(e) for e in train} & {group_key(e) for e in held}
 
 
+def test_questions_that_differ_in_spaces_and_answers_are_both_used_on_one_side(tmp_path):
+    one, two = "How many spaces are in 'a b'?", "How many spaces are in 'a  b'?"
+    asked = [(one, "1"), (two, "2"), (two, "3"), ("How  many spaces are in 'a b'?", "1")]
+    path = write(tmp_path / "rows.jsonl", questions(20) + [{"prompt": q, "answer": a} for q, a in asked])
+    train, _, report = load(own(path))
+    assert [(e.prompt, e.answer) for e in train[20:]] == [(one, "1"), (two, "2")]
+    assert report.removed == (
+        "rows.jsonl:23 asks the question of rows.jsonl:22 again with another answer ('3', not used)",
+        "rows.jsonl:24 asks the question of rows.jsonl:21 again",
+    )
+    for size in (5, 10, 15):
+        train, held, _ = load(own(path, heldout_size=size))
+        assert not {group_key(e) for e in train} & {group_key(e) for e in held}
+
+
 def test_one_sentence_in_another_role_or_over_another_environment_is_another_question(tmp_path):
     row = {"prompt": "Help the caller.", "answer": "done"}
     tasks = [row | {"environment": {"ticket": i}} for i in (1, 2)]
@@ -117,7 +132,7 @@ def test_variants_of_a_test_question_are_never_trained_on(tmp_path):
 
 def test_what_is_removed_is_counted_and_named(tmp_path):
     worked = WORKED_EXAMPLES["basic_arithmetic"][0][0]
-    more = [{"prompt": "What is  item 3?", "answer": "three"}]
+    more = [{"prompt": "What is item 3?", "answer": "three"}]
     more += [{"prompt": worked, "answer": "6", "task": "basic_arithmetic"}]
     path = write(tmp_path / "train.jsonl", questions(10) + more)
     test = write(tmp_path / "test.jsonl", questions(4, start=8) + questions(1, start=8))
@@ -286,6 +301,19 @@ def test_rows_without_chains_are_no_worked_examples(tmp_path, tokenizer):
     prompt = resolve_prompt(PromptConfig(examples=2), cfg, most=2)
     with pytest.raises(UserError, match="prompt.examples is 2.*--config.prompt.examples_path="):
         render(load(cfg)[0][0], tokenizer, prompt)
+
+
+def test_prompts_may_show_fewer_worked_examples_than_the_warm_start_asks_for(tmp_path, tokenizer):
+    cfg = own(write(tmp_path / "train.jsonl", with_chains(3) + questions(3, start=3)))
+    prompt = resolve_prompt(PromptConfig(examples=2), cfg, most=4)
+    text = render(load(cfg, shown=prompt.shots)[0][0], tokenizer, prompt)
+    assert text.index("It is 0.") < text.index("It is 1.") < text.index("What is item 3?")
+    for_warm_start = dataclasses.replace(prompt, examples=4, examples_field="warm_start.examples")
+    with pytest.raises(UserError, match="warm_start.examples is 4, but there are 3 .*--config.warm_start.examples=3"):
+        render(load(cfg, shown=prompt.shots)[0][0], tokenizer, for_warm_start)
+    sums = [row | {"task": "basic_arithmetic"} for row in with_chains(1) + questions(3, start=3)]
+    cfg = own(write(tmp_path / "sums.jsonl", sums))
+    assert resolve_prompt(PromptConfig(examples=2), cfg, most=2).shots == (), "those of the task are enough"
 
 
 def test_the_instruction_comes_from_a_file(tmp_path, tokenizer):

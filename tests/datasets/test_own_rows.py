@@ -95,6 +95,14 @@ def test_a_number_in_parquet_is_as_people_write_it(tmp_path):
     assert [e.answer for e in load(own(tmp_path / "rows.parquet"))[0]] == ["0.0000001", "43", "0.5"]
 
 
+def test_wrong_answers_may_be_numbers_and_comparisons_of_messages_are_left_to_reward_models(tmp_path):
+    messages = [[{"role": "assistant", "content": "five"}]]
+    rows = ['{"prompt": "2 + 2?", "answer": 4, "rejected": [3, "five", 5.0]}\n']
+    rows += [{"prompt": "2 + 3?", "answer": 5, "rejected": messages}]
+    one, other = load(own(write(tmp_path / "rows.jsonl", rows)))[0]
+    assert json.loads(one.check) == {"rejected": ["3", "five", "5.0"]} and other.check == ""
+
+
 def test_columns_have_the_names_that_the_config_says(tmp_path):
     rows = [{"question": "1 + 1?", "solution": 2, "cot": "one and one"}]
     path = write(tmp_path / "rows.jsonl", rows)

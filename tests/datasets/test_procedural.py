@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_likelihood.datasets import procedural
-from rl_likelihood.datasets.procedural import CHUNK, evaluate_expression, generate, parse
+from rl_likelihood.datasets.procedural import CHUNK, _arithmetic, generate, parse
 from rl_likelihood.datasets.sources import DataConfig, load
 from rl_likelihood.grading import graders, gym
 from rl_likelihood.grading.countdown import evaluate
@@ -133,7 +133,8 @@ def test_what_cannot_be_asked_is_refused_in_one_sentence(text, words):
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=5), st.lists(st.sampled_from("+-*"), min_size=4, max_size=4))
 def test_expressions_have_python_s_value(numbers, operators):
     text = str(numbers[0]) + "".join(f" {o} {n}" for o, n in zip(operators, numbers[1:], strict=False))
-    assert evaluate_expression(text) == eval(text)
+    item = {"metadata": {"expression": text}}
+    assert _arithmetic("id", parse("chain_sum"), item).answer == str(eval(text))
 
 
 @pytest.mark.slow

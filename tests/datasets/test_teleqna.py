@@ -112,5 +112,5 @@ def test_an_encrypted_archive_without_its_package_says_what_to_do(tmp_path, monk
     data[data.index(b"PK\x01\x02") + 8] |= 1  # the directory's mark of an encrypted member
     (tmp_path / "TeleQnA.zip").write_bytes(data)
     monkeypatch.setitem(sys.modules, "pyzipper", None)
-    with pytest.raises(UserError, match="pip install pyzipper.*teleqnadataset"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt -e '\.\[data\]'.*teleqnadataset"):
         rows("teleqna", tmp_path / "TeleQnA.zip")

@@ -10,9 +10,7 @@ from rl_likelihood.evaluation.preference import (
     best_of,
     best_of_curve,
     best_of_n,
-    best_of_n_kl,
     best_temperature,
-    brier,
     ece,
     sigmoid,
     summary,
@@ -33,17 +31,17 @@ def rows(n=200, seed=0, flip=False):
 
 
 def test_known_numbers():
-    assert brier(P, Y).mean() == pytest.approx(0.1675)
     d = np.log(P / (1 - P)) * np.where(Y > 0, 1, -1)  # right minus wrong, for pairs that were predicted with P
     out = summary([Scored("q", ["a", "b"], np.array([x, 0.0])) for x in d], 20)
     assert out["nll"] == pytest.approx(0.482184, abs=1e-6) and out["brier"] == pytest.approx(0.1675)
     assert all(out["ci95"][k][0] < out[k] < out["ci95"][k][1] for k in ("nll", "margin", "brier"))
-    assert [best_of_n_kl(n) for n in (1, 2, 4, 16)] == pytest.approx([0, 0.193147, 0.636294, 1.835089], abs=1e-6)
+    kl = {row["n"]: row["kl"] for row in best_of_curve(np.arange(16.0)[None], np.ones((1, 16)))}
+    assert [kl[n] for n in (1, 2, 4, 16)] == pytest.approx([0, 0.193147, 0.636294, 1.835089], abs=1e-6)
     assert (
         best_of([1, 0, 1]) == 0.5 and best_of([0, 1, 1]) == 0 and best_of([2, 1]) == 1 and best_of([1, 1, 1]) == 1 / 3
     )
-    assert ece(np.full(10, 0.7), np.array([1.0] * 7 + [0] * 3), bins=1) == pytest.approx(0)
-    assert ece(np.full(10, 0.9), np.array([1.0] * 7 + [0] * 3), bins=1) == pytest.approx(0.2)
+    y = np.array(([1.0] * 7 + [0] * 3) * 10)  # each of the ten parts has seven right ones
+    assert ece(np.full(100, 0.7), y) == pytest.approx(0) and ece(np.full(100, 0.9), y) == pytest.approx(0.2)
 
 
 def test_swapped_scores_give_one_minus_the_accuracy():

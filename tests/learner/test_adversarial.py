@@ -1,6 +1,7 @@
 """The step with a critic: it is the reward model's step and the policy's, one after the other."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,7 @@ def test_earlier_answers_have_their_share_and_eight_devices_change_nothing():
     head = jax.tree.map(jnp.zeros_like, state.critic.opt_state.head)
 
     def gradient(pairs):
-        loss = reward_step.preference_loss(MODEL, PreferenceConfig())
+        loss = functools.partial(reward_step.preference_loss, MODEL, PreferenceConfig())
         return reward_step.gradients((params, head), MODEL, loss, pairs, 0)[0]
 
     fresh, old = gradient(PAIRS), gradient(OLD)

@@ -209,8 +209,8 @@ def test_cpu_devices_stand_for_a_topology_up_to_their_number():
 
 
 @pytest.mark.skipif(WITH_LIBTPU, reason="libtpu is installed")
-def test_without_libtpu_the_extra_is_named():
-    with pytest.raises(UserError, match=r"not installed: pip install '\.\[tpu\]'.*cpu:8"):
+def test_without_libtpu_the_way_to_get_it_is_named():
+    with pytest.raises(UserError, match=r"not installed: run make .venv/libtpu and set PYTHONPATH=.venv/libtpu.*cpu:8"):
         aot.target("v5e:4x4")
 
 

@@ -58,6 +58,18 @@ def test_differences_are_those_of_leaving_one_out(mean, of):
     np.testing.assert_allclose(got[keep], want[keep], rtol=1e-3, atol=1e-5)
 
 
+def test_chains_that_make_all_options_more_likely_cost_no_digits():
+    """Answers near -3,000 nats, 0.01 between their tokens, 100 nats between chains."""
+    logp, others = log_probs(-1500.0, 0.01)
+    shift = 50 * np.random.default_rng(1).normal(size=(2, 4, 1)).astype(np.float32)
+    logp, others, keep = logp + shift, others + shift, np.ones((2, 4), bool)
+    rows = np.where(MASK, logp.astype(np.float64), 0).sum(-1) - by_hand(logp, others)
+    want = (rows - rows.mean(-1, keepdims=True)) / 3
+    got = np.asarray(option_prob(others, TWO).difference(logp, MASK, keep))
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-4)
+    assert (got[1] == 0).all(), "without wrong answers"
+
+
 def test_equal_rows_have_a_difference_of_exactly_zero():
     logp, others = (np.repeat(x[:, :1], 4, 1) for x in log_probs(-300.0))
     assert (np.asarray(log_prob_any(others, TWO).difference(logp, MASK, np.ones((2, 4), bool))) == 0).all()

@@ -3,7 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
+
+from configs import tiny
+from rl_likelihood.config import build
 from rl_likelihood.presets import PRESETS
+from rl_likelihood.shapes import UserError
 from rl_likelihood.tables import reward_table
 
 TESTS = Path(__file__).parents[1]
@@ -27,3 +32,17 @@ def rows(section):
 def test_every_term_and_every_preset_has_its_row():
     assert sorted(rows("Terms")) == sorted(reward_table())
     assert sorted(rows("Presets")) == sorted(PRESETS)
+
+
+@pytest.mark.parametrize("name", reward_table())
+def test_a_term_needs_what_its_row_says(name):
+    """With every other field at its default a term is refused if and only if its row names a field or a term."""
+    cells = [re.split(r"(?<!\\)\|", line) for line in PAGE.splitlines() if line.startswith(f"| `{name}` |")]
+    (needs,) = [row[3].strip() for row in cells if len(row) == 7]
+    c = tiny.get_config()
+    c.reward.name = name
+    if needs and not needs.startswith("rows "):
+        with pytest.raises(UserError, match="reward"):
+            build(c)
+    else:
+        build(c)

@@ -1,11 +1,17 @@
 """The answer without a chain under the initial model, per token, kept in the workdir as the source of weights."""
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 
 from rl_likelihood import train
 from rl_likelihood.config import build
+from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.rollouts.baseline import FILE, key_of, read_baseline
 from rl_likelihood.runtime import run_files
+from rl_likelihood.shapes import Example
 from tests.runs import small_config
 
 # Rows may be narrower than prompt.max_answer, which is the width of the kept log-probs.
@@ -41,3 +47,15 @@ def test_weights_of_tokens_are_those_of_the_frozen_file(kind, changes, tmp_path)
         gain = (np.exp(np.asarray(row["answer_logp"])[scored]) - np.exp(base)) @ weights[scored]
         assert row["reward"] == pytest.approx(max(gain, 0), abs=1e-4)
     assert moved, "the policy has moved on, the weights have not"
+
+
+def test_questions_that_differ_in_spaces_have_their_own_baselines(tmp_path):
+    texts = ("a b?", "1"), ("a  b?", "2")
+    rows = [EncodedExample(Example(a, q, a), np.zeros(1, int), np.zeros(1, int), np.ones(1, bool)) for q, a in texts]
+    reward = build(small_config(reward__name="rlpr", reward__baseline="frozen", prompt__score_delims="none")).reward
+    for row, value in zip(rows, (0.25, 0.5), strict=True):
+        run_files.append(tmp_path / FILE, {"step": 0, "key": key_of(row), "avg_prob": value})
+    assert read_baseline(tmp_path, reward, 1)(rows).score.tolist() == [0.25, 0.5]
+    old = {"step": 0, "key": hashlib.sha256(b"a b?").hexdigest()[:16], "avg_prob": 0.75}
+    (tmp_path / FILE).write_text(json.dumps(old) + "\n")
+    assert read_baseline(tmp_path, reward, 1)(rows[:1]).score.tolist() == [0.75], "an older workdir"

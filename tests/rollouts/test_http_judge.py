@@ -94,7 +94,7 @@ def test_passing_troubles_are_tried_again(status):
         handler.reply(*(status, b"later") if number < 3 else (200, verdict(body)))
 
     with serving(behave) as (url, requests), judging(url) as judge:
-        assert ask(judge, "right").values == pytest.approx(0.8) and len(requests) == 3 and not judge.failures
+        assert ask(judge, "right").values == pytest.approx(0.8) and len(requests) == 3 and not judge.endpoint.failures
 
 
 def test_retry_after_is_obeyed():
@@ -119,7 +119,7 @@ def test_a_row_that_always_fails_is_dropped_and_counted_and_not_kept(tmp_path):
     with serving(behave) as (url, requests), judging(url, attempts=3, cache=path) as judge:
         out = ask(judge, "right", "bad")
         assert out.keep.tolist() == [[True, False]] and np.isnan(out.values[0, 1])
-        assert judge.failures == {"status 500": 1} and len(requests) == 1 + 3
+        assert judge.endpoint.failures == {"status 500": 1} and len(requests) == 1 + 3
     with serving(good) as (url, requests), judging(url, cache=path) as judge:
         assert ask(judge, "right", "bad").keep.all() and len(requests) == 1
 
@@ -131,7 +131,7 @@ def test_a_row_that_the_server_refuses_is_not_tried_again(status):
         judging(url) as judge,
     ):
         assert not ask(judge, "right").keep.any() and len(requests) == 1
-        assert judge.failures == {f"status {status}": 1}
+        assert judge.endpoint.failures == {f"status {status}": 1}
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 307])
@@ -181,7 +181,7 @@ def test_a_server_that_hangs_or_drips_is_given_up_at_the_deadline():
         start = time.monotonic()
         with serving(behave) as (url, requests), judging(url, timeout=0.4, attempts=2) as judge:
             assert not ask(judge, "right").keep.any()
-            assert judge.failures == {"timeout": 1} and len(requests) == 2
+            assert judge.endpoint.failures == {"timeout": 1} and len(requests) == 2
         assert time.monotonic() - start < 3
     assert len(closed) == 2, "the connections of both attempts"
 
@@ -193,8 +193,8 @@ def test_a_broken_or_absent_server_is_a_failure():
     with serving(behave) as (url, requests), judging(url, attempts=2) as judge:
         assert not ask(judge, "right").keep.any() and len(requests) == 2
     with judging(url, attempts=2) as judge:
-        assert not ask(judge, "right").keep.any() and sum(judge.failures.values()) == 1
-        assert "connection" in next(iter(judge.failures))
+        assert not ask(judge, "right").keep.any() and sum(judge.endpoint.failures.values()) == 1
+        assert "connection" in next(iter(judge.endpoint.failures))
 
 
 LIES = {
@@ -223,7 +223,7 @@ def test_a_reply_that_says_nothing_is_a_failure_and_never_a_number(lie):
         judging(url) as judge,
     ):
         out = ask(judge, "right")
-        assert not out.keep.any() and np.isnan(out.values).all() and sum(judge.failures.values()) == 1
+        assert not out.keep.any() and np.isnan(out.values).all() and sum(judge.endpoint.failures.values()) == 1
         assert len(requests) == 1
 
 
@@ -327,7 +327,7 @@ def test_the_first_failure_of_a_kind_is_shown_with_the_servers_words_and_without
         handler.reply(400, f"no log-probs, {KEY}".encode())
 
     with serving(behave) as (url, _), judging(url, concurrency=1) as judge:
-        assert not ask(judge, "a", "b", "c").keep.any() and judge.failures == {"status 400": 3}
+        assert not ask(judge, "a", "b", "c").keep.any() and judge.endpoint.failures == {"status 400": 3}
     shown = capsys.readouterr().out
     assert shown.count("no log-probs") == 1 and "judge.model" in shown and KEY not in shown
 

@@ -218,7 +218,7 @@ def test_chains_that_the_other_model_cannot_read_are_counted(tmp_path):
         g = stubbed(tmp_path, reer__other=str(folder))
         chains = {i: f"{long('x')}\n\n{long('y')}" for i in range(QUESTIONS)}
         g = dataclasses.replace(g, journal=Journal(folder), other=with_model(g.task, "reer.other", None))
-        ended = {i: Ended(reer.new_search(chains[i], 1.0), 1.0, 1.0, 0) for i in chains}
+        ended = {i: Ended(reer.Search((chains[i],), 1.0), 1.0, 1.0, 0) for i in chains}
         asked = dataclasses.replace(g, task=g.other[0], params=g.other[1])
         ((_, numbers),) = under_other(asked, chains, {"search": ended})
         assert numbers["other_questions"] == questions

@@ -4,14 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_likelihood.search.segments import complaint, copied, replaced, segments
+from rl_likelihood.search.segments import SHORTEST, complaint, copied, replaced, segments
 
 LONG = "w" * 120
 
 
-@given(st.text(alphabet="ab \n$\\[]{}", max_size=200), st.integers(0, 20))
-def test_segments_joined_are_the_text(text, shortest):
-    assert "".join(segments(text, shortest)) == text
+@given(st.lists(st.sampled_from([*"ab \n$\\[]{}", "\n\n", LONG]), max_size=60).map("".join))
+def test_segments_joined_are_the_text_and_none_is_short(text):
+    parts = segments(text)
+    assert "".join(parts) == text
+    assert len(parts) == 1 or all(len(part.strip()) >= SHORTEST for part in parts)
 
 
 def test_blank_lines_cut_else_line_ends():
@@ -22,12 +24,14 @@ def test_blank_lines_cut_else_line_ends():
 
 def test_short_pieces_join_the_next_and_the_last_the_one_before():
     assert segments(f"a\n\n{LONG}\n\nb") == [f"a\n\n{LONG}\n\nb"]
-    assert segments("a\n\nb\n\nc", shortest=1) == ["a\n\n", "b\n\n", "c"]
+    whole, short = "w" * SHORTEST, "w" * (SHORTEST - 1)
+    assert segments(f"{whole}\n\n{whole}\n\n{whole}") == [f"{whole}\n\n", f"{whole}\n\n", whole]
+    assert segments(f"{short}\n\n{whole}") == [f"{short}\n\n{whole}"]
 
 
 @pytest.mark.parametrize("display", ["\\[x\n\ny\\]", "$$x\n\ny$$", "\\begin{align*}x\n\ny\\end{align*}"])
 def test_a_displayed_formula_is_whole(display):
-    assert segments(f"a {display}\n\nb", shortest=1) == [f"a {display}\n\n", "b"]
+    assert segments(f"{LONG} {display}\n\n{LONG}") == [f"{LONG} {display}\n\n", LONG]
 
 
 def test_another_text_keeps_the_white_space_around_it():

@@ -43,6 +43,6 @@ def test_whole_chains_have_as_many_tokens_as_the_search(tmp_path):
 
 def test_whole_chains_end_at_their_maximum(tmp_path):
     f = stubbed(tmp_path, lambda asked, call, length: [["x"] for _ in asked])
-    ended = {0: Ended(reer.new_search("x", 1.0), 1.0, 2.0, tokens=10**6)}
+    ended = {0: Ended(reer.Search(("x",), 1.0), 1.0, 2.0, tokens=10**6)}
     assert best_whole(f, {0: "x"}, ended, 0.2) == {0: (1.0, MOST_WHOLE)}
     assert f.journal.of("whole", MOST_WHOLE) and not f.journal.of("whole", MOST_WHOLE + 1)

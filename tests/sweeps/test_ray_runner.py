@@ -94,5 +94,5 @@ def test_a_node_that_does_not_share_the_folders_is_named(tmp_path):
 
 def test_without_ray_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"pip install -e '.\[ray\]'"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt -e '.\[ray\]'"):
         ray_runner.run_ray([], {}, print)

@@ -11,7 +11,7 @@ import pytest
 from rl_likelihood import progress, train
 from rl_likelihood.config import build
 from rl_likelihood.runtime import checkpoint
-from rl_likelihood.runtime.workdir import INITIAL
+from rl_likelihood.runtime.checkpoint import INITIAL
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
 from rl_likelihood.training import warm_start

@@ -160,7 +160,7 @@ def test_saving_again_replaces(tmp_path):
     params = random_params(cfg, 99)
     files.save(tmp_path, cfg, params)
     assert_same(files.load(tmp_path)[1], params)
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_stop_ids_are_written(tmp_path):

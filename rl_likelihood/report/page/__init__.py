@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from rl_likelihood import files
 from rl_likelihood.evaluation.trace import PERCENT
 from rl_likelihood.report import figures, panels, plots, style, table, table_text
 from rl_likelihood.report.page import chains
@@ -55,11 +56,9 @@ def write(
         shows those of evenly spaced steps, and the page says so.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
     text = _render(contents, runs, _data_of_runs(contents.rows, runs, one_start, limit))
     try:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
-        part.replace(path)
+        files.replace(path, text.encode(errors="backslashreplace"))
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror or e}); choose another --out") from e
 

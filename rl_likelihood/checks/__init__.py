@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rl_likelihood.fields import one_of
-from rl_likelihood.judge_checks import validate_judge
+from rl_likelihood.checks.judge import validate_judge
+from rl_likelihood.fields import one_of, refuse_others
 from rl_likelihood.learner.optimizer import UNREAD, OptimizerConfig
 from rl_likelihood.model.lora import check_lora
 from rl_likelihood.settings import SIZES, Config, largest_divisor
@@ -131,19 +131,17 @@ def validate_conversation(c: Config) -> None:
                 f"reward.name has {t.name!r}, which needs a single answer, but with env.name = {c.env.name!r} there "
                 f"are several messages; choose environment, calls_f1 or one of {', '.join(OVER_TOKENS)}"
             )
-    for name, value, only in (
-        ("loss.span", c.loss.span, ("auto", "chain")),
-        ("loss.format_term", c.loss.format_term, (0.0,)),
-        ("reward.baseline", c.reward.baseline, ("none",)),
-        ("reward.truncated", c.reward.truncated, ("force_close",)),
-        ("filter.mode", c.filter.mode, ("none", "std_zero", "std_below", "ema")),
-        ("filter.resample", c.filter.resample, (0,)),
-        ("prompt.examples", c.prompt.examples, (0,)),
-        ("eval.trace", c.eval.trace, (False,)),
-    ):
-        if value not in only:
-            allowed = " or ".join(map(str, only))
-            raise UserError(f"{name} is {value!r}, but with env.name = {c.env.name!r} it must be {allowed}")
+    allowed: dict[str, list] = {
+        "loss.span": ["auto", "chain"],
+        "loss.format_term": [0.0],
+        "reward.baseline": ["none"],
+        "reward.truncated": ["force_close"],
+        "filter.mode": ["none", "std_zero", "std_below", "ema"],
+        "filter.resample": [0],
+        "prompt.examples": [0],
+        "eval.trace": [False],
+    }
+    refuse_others(c, f"env.name = {c.env.name!r}", allowed)
     if c.warm_start.steps and c.warm_start.chains == "own":
         raise UserError("warm_start.chains is 'own', but conversations are learned from the data; set it to given")
     if c.reward.supervised and c.reward.sft_chain != "both":
@@ -193,21 +191,11 @@ def validate_posterior(c: Config) -> None:
         )
     if p.kl and not p.target:
         raise UserError(f"posterior.kl is {p.kl}, but posterior.target is 0, so this KL is 0; set target or kl=0")
-    for name, value, only in (
-        ("loss.advantage", c.loss.advantage, ("loo",)),
-        ("loss.span", c.loss.span, ("chain", "auto")),
-        ("loss.kl", c.loss.kl, ("none",)),
-        ("loss.aggregation", c.loss.aggregation, ("seq_sum",)),
-        ("loss.ratio", c.loss.ratio, ("none",)),
-        ("loss.clip_low", c.loss.clip_low, (0.0,)),
-        ("loss.clip_high", c.loss.clip_high, (0.0,)),
-        ("loss.mask_move", c.loss.mask_move, (0.0,)),
-        ("reward.vote_train", c.reward.vote_train, (0,)),
-        ("sampler.max_staleness", c.sampler.max_staleness, (0,)),
-        ("sampler.weights", c.sampler.weights, ("compute",)),
-    ):
-        if value not in only:
-            raise UserError(f"{name} is {value!r}, but with posterior.share = {p.share} it must be {only[0]}")
+    allowed: dict[str, list] = {"loss.advantage": ["loo"], "loss.span": ["chain", "auto"], "loss.kl": ["none"]}
+    allowed |= {"loss.aggregation": ["seq_sum"], "loss.ratio": ["none"], "loss.clip_low": [0.0]}
+    allowed |= {"loss.clip_high": [0.0], "loss.mask_move": [0.0], "reward.vote_train": [0]}
+    allowed |= {"sampler.max_staleness": [0], "sampler.weights": ["compute"]}
+    refuse_others(c, f"posterior.share = {p.share}", allowed)
     for t in c.reward.terms:
         by_group = t.per_std or "group" in t.reward.reads or t.reward.kind == "outcome" or c.reward.by_spread
         if by_group or t.reward.credits != "chain":

@@ -1,9 +1,8 @@
-"""Checks that the settings of judges, rubrics and critics fit together."""
+"""The checks of judges, rubrics and critics."""
 
 from __future__ import annotations
 
-from operator import attrgetter
-
+from rl_likelihood.fields import refuse_others
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import UserError
 
@@ -89,6 +88,4 @@ def validate_adversarial(c: Config) -> None:
             )
     else:
         only["lora.rank"] = 0
-    for name, value in only.items():
-        if (given := attrgetter(name)(c)) != value:
-            raise UserError(f"{name} is {given!r}, but with adversarial.form={c.adversarial.form} it must be {value!r}")
+    refuse_others(c, f"adversarial.form={c.adversarial.form}", {name: [value] for name, value in only.items()}, repr)
