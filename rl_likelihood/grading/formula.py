@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from rl_likelihood.grading.intervals import as_interval, region
+from rl_likelihood.grading.intervals import region
 from rl_likelihood.grading.tokens import FUNCTIONS, MATRICES, SYMBOLS, Cursor, Token, Unreadable
 from rl_likelihood.grading.tree import Node, call, in_radians, number, over, signed, times
 
@@ -167,7 +167,7 @@ class Formulas(Cursor):
         if token.kind == "begin" or text in MATRICES:
             return self.inside(self.matrix)
         if self.accept("interval"):  # ]0, 1[
-            return as_interval(self.inside(self.brackets))
+            return Node("interval", self.inside(self.brackets).parts)
         if self.accept("det"):
             return Node("apply", ("det", self.inside(self.atom)))
         if text in SYMBOLS:

@@ -302,8 +302,8 @@ def _word(m: re.Match[str], before: list[Token], spaced: bool, letters: bool) ->
         if sure or not letters:
             return [Token("word", run)]
         return [Token("name", c) for c in run]
-    if letters and len(pieces := _SPLIT.findall(run)) < len(run):
-        return [_piece(piece) for piece in pieces]
+    if letters and len(pieces := _SPLIT.findall(run)) < len(run) and {p for p in pieces if len(p) == 1} - {"e", "i"}:
+        return [_piece(piece) for piece in pieces]  # sine and pie, which have no symbol, are words
     after = text[m.end() :].lstrip()[:1]
     begins = not before or before[-1].text in (",", "and", "or")
     phrase = begins or before[-1].kind == "word" or spaced

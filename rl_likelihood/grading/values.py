@@ -23,6 +23,7 @@ from rl_likelihood.grading.tree import Node, parts_of, symbols
 POINTS = 4
 _KINKS = ("floor", "ceil", "abs", "max", "min", "root")
 _OF_WHOLE, _STEPS = ("factorial", "binomial"), ("floor", "ceil", "mod", "gcd", "lcm")
+_PLAIN_SIZE = 15  # up to which the quick digits show a difference at every point
 _QUICK, _EXACT = 50, (600, 1200, 2400, 4800)  # decimal digits
 _MOST_CALLS = 600  # of functions at 600 digits: twice the digits take four times as long
 
@@ -179,7 +180,7 @@ def _same_digits(a: Node, b: Node, points: Sequence[int]) -> bool:
         real = [(k, x, y) for k, x, y in pairs if _real(x) and _real(y)]
         if not pairs or not all(_zero(x - y, digits, size) for _, x, y in real or pairs):
             return False
-        points = [k for k, _, _ in real or pairs][:POINTS]
+        points = [k for k, _, _ in real or pairs][: POINTS if size < _PLAIN_SIZE else None]
     return True
 
 
