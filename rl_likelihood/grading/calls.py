@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _LONGEST = 100_000  # characters that `calls_in` reads
-# A mark opens a fence at the start of a line, or after words or a list's mark if only a language follows. It closes one
-# at the start or end of a line. A fence that never closes goes on to the end.
+# A mark opens a fence at the start of a line, or after words or a list's mark if only a language follows. The same mark
+# closes it at the end of a line, or at the start of one, at most three spaces further in: one in a docstring is of the
+# code. A fence that never closes goes on to the end.
 FENCE = re.compile(
-    r"(?:^[ \t]*(?:```|~~~)[^\n`]*|(?<=[^`~\n])(?:```|~~~)[\w+-]*[ \t]*)\n"
-    r"(.*?)(?:^[ \t]*(?:```|~~~)|(?:```|~~~)[ \t]*$|\Z)",
+    r"(?:^(?P<indent>[ \t]*)(?=[`~]+[^\n`~]*\n)|(?<=[^`~\n])(?=[`~]+[\w+-]*[ \t]*\n))(?P<mark>`{3,}|~{3,})[^\n`~]*\n"
+    r"(?P<code>.*?)(?:^(?:(?P=indent)|)[ ]{0,3}(?P=mark)|(?<=[^\s`~])[ \t]*(?P=mark)[ \t]*$|\Z)",
     re.DOTALL | re.MULTILINE,
 )
 _SPACE = re.compile(r"\s*")
@@ -82,12 +83,12 @@ def _space(text: str, at: int) -> int:
 def unfenced(text: str) -> str:
     """What is in the code fence that a text is; any other text as it stands."""
     fenced = FENCE.fullmatch(text.strip())
-    return fenced[1] if fenced else text
+    return fenced["code"] if fenced else text
 
 
 def fenced_in(text: str) -> list[str]:
     """What is in each code fence of a text."""
-    return [fence[1] for fence in FENCE.finditer(text)]
+    return [fence["code"] for fence in FENCE.finditer(text)]
 
 
 def outdented(text: str) -> str:

@@ -106,7 +106,7 @@ def code_output(reference: str, answer: str | None) -> bool | None:
     if goal is None:
         return False  # text, and not the same
     fenced = FENCE.fullmatch(answer.strip())
-    text = (fenced[1] if fenced else answer.strip().strip("`")).strip()
+    text = (fenced["code"] if fenced else answer.strip().strip("`")).strip()
     if not _only_values(text):
         return False
     given = _literal(text) or _compared(text)
@@ -196,7 +196,8 @@ def code_tests(reference: str, answer: str | None, limits: Limits | None = None)
         return None
     if not all(isinstance(part, str) for part in parts):
         return None
-    answer = outdented(answer)
+    if not _statements(answer):
+        answer = outdented(answer)
     parts[0] = _completed(parts[0], parts[2], answer)
     try:
         check = Check(*parts)
@@ -230,7 +231,7 @@ def assembled_program(prompt: str, entry_point: str, answer: str, defines: list[
     The answer goes on after the prompt, as a body or as a whole new definition. Of an answer with code fences, the
     first one counts whose code defines the entry point, or else the first; with `defines`, see the module.
     """
-    fences = fenced_in(answer)
+    fences = _fences(answer)
     if fences:
         names, at = (defines, -1) if defines else ([entry_point], 0)
         answer = ([code for code in fences if any(_defines(code, name) for name in names)] or fences)[at]
@@ -265,8 +266,13 @@ def {entry_point}(text):
 
 def script_program(prompt: str, entry_point: str, answer: str) -> str:
     """A program whose function runs the prompt, then the answer or its last code fence, as a script."""
-    fences = fenced_in(answer)
+    fences = _fences(answer)
     return _SCRIPT.format(prompt=prompt, entry_point=entry_point, source=fences[-1] if fences else answer)
+
+
+def _fences(answer: str) -> list[str]:
+    """The code in the fences of a text; none where all of it is a program, whose marks are in its docstrings."""
+    return [] if _statements(answer) else fenced_in(answer)
 
 
 def _defines(code: str, name: str) -> bool:

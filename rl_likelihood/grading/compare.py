@@ -13,14 +13,15 @@ x = 5           its value, where the other side names none (`names`); else the s
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rl_likelihood.grading.intervals import FLIPPED, INFINITY, MINUS_INFINITY, region
-from rl_likelihood.grading.names import without_names
+from rl_likelihood.grading.intervals import FLIPPED, INFINITY, MINUS_INFINITY, merged, region
+from rl_likelihood.grading.names import says_value, without_names
 from rl_likelihood.grading.tokens import Unreadable
 from rl_likelihood.grading.tree import Node, in_radians, number, parts_of, plain_names, symbols, with_factors
 from rl_likelihood.grading.values import exact, proportional, same_value
 
 _EMPTY = Node("name", ("emptyset",))
-_COLLECTIONS = ("list", "either", "set", "sequence", "matrix", "union", "or", "and")
+_COLLECTIONS = ("list", "either", "set", "sequence", "interval", "matrix", "union", "or", "and")
+_TRANSPOSED = (Node("name", ("T",)), Node("name", ("top",)))
 _MOST_PAIRS = 1_000  # of entries that are compared one by one
 
 
@@ -55,7 +56,9 @@ def _same(reference: Node, answer: Node) -> bool:
             return False
     if {reference.kind, answer.kind} == {"union", "either"}:  # (0, 1) or (2, 3), beside intervals
         reference, answer = Node("union", reference.parts), Node("union", answer.parts)
-    reference, answer = _both_signs(reference), _both_signs(answer)
+    reference, answer = _both_signs(merged(reference)), _both_signs(merged(answer))
+    if "interval" in (reference.kind, answer.kind):  # no list of two numbers, nor their tuple as a column
+        return {reference.kind, answer.kind} <= {"interval", "sequence"} and _same_sequences(reference, answer)
     if reference.kind == "unit" or answer.kind == "unit":
         return _same_with_units(reference, answer)
     if "list" in (reference.kind, answer.kind) or "set" in (reference.kind, answer.kind):
@@ -70,7 +73,7 @@ def _same(reference: Node, answer: Node) -> bool:
 
 
 def _is_membership(node: Node) -> bool:
-    return node.kind == "relation" and node.parts[0] == ("in",)
+    return node.kind == "relation" and node.parts[0] in (("in",), ("notin",))
 
 
 def _same_sequences(reference: Node, answer: Node) -> bool:
@@ -143,13 +146,15 @@ def _same_relations(reference: Node, answer: Node) -> bool:
             other = tuple(FLIPPED.get(sign, "") for sign in reversed(other))
         if signs == other and all(map(_same_or_not, references, sides)):
             return True
-    if signs == other == ("=",):
+    if signs == other == ("=",) and not says_value(reference):  # 3x + 7 = 22 is not solved for x
         return proportional(_difference(references), _difference(answers))
     return False
 
 
 def _same_ratios(references: list[Node], answer: list[Node]) -> bool:
     """6:4 is 3:2."""
+    if not symbols(answer[0]) | symbols(answer[1]) <= symbols(references[0]) | symbols(references[1]):
+        return False
     if same_value(answer[0], number(0)):
         return False
     crossed = (
@@ -243,6 +248,12 @@ def _as_matrix(node: Node, other: Node) -> Node:
             return Node("matrix", ("matrix", entries))
         if shape == ("(", ")"):
             return Node("matrix", ("matrix", *((entry,) for entry in entries)))
+    if node.kind == "pow" and node.parts[1] in _TRANSPOSED:
+        row = node.parts[0]
+        if row.kind == "sequence" and row.parts[:2] == ("(", ")"):
+            row = Node("matrix", ("matrix", row.parts[2:]))
+        if row.kind == "matrix":
+            return Node("matrix", (row.parts[0], *zip(*row.parts[1:], strict=True)))
     if node.kind == "neg" and node.parts[0].kind == "matrix":
         node = Node("mul", (number(-1), node.parts[0]))
     if node.kind == "mul" and sum(part.kind == "matrix" for part in node.parts) == 1:
@@ -305,8 +316,7 @@ def _same_with_units(reference: Node, answer: Node) -> bool:
             return True
         return known and _same(value, given)
     if {unit, other} == {"degree", "radian"}:
-        turned, plain_ = (value, given) if unit == "degree" else (given, value)
-        return same_value(in_radians(Node("deg", (turned,))), plain_)
+        return same_value(_AS_NUMBER[unit](value), _AS_NUMBER[other](given))
     if other:
         return unit == other and _same(value, given)
     if unit == "degree" and same_value(in_radians(Node("deg", (value,))), given):

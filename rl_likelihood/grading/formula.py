@@ -68,10 +68,10 @@ class Formulas(Cursor):
                 return node
 
     def begins_factor(self) -> bool:
-        """Does the next token go on a product without a sign? Words do not, and a number only after a bracket."""
+        """Does the next token go on a product without a sign? Words do not; a number only after a bracket or "!"."""
         token, text = self.token(), self.peek()
         if token.kind == "number":
-            return self.tokens[self.at - 1].text == ")"
+            return self.tokens[self.at - 1].text in (")", "!")
         if text == "|":
             return not self.bars
         if token.kind == "command":
@@ -100,15 +100,16 @@ class Formulas(Cursor):
         return self.powers(base)
 
     def powers(self, base: Node) -> Node:
+        read = ""  # the last mark after this base; a power or mark inside its brackets is none
         while True:
             if self.accept("^"):
-                if base.kind == "pow":
+                if read == "^":
                     raise Unreadable("two powers")
-                base = Node("pow", (base, in_radians(self.exponent())))
-            elif self.peek() in ("!", "degree") and (base.kind == "deg" or base.parts[:1] == ("factorial",)):
+                read, base = "^", Node("pow", (base, in_radians(self.exponent())))
+            elif self.peek() in ("!", "degree") and (base.kind == "deg" or read == "!"):
                 raise Unreadable("two marks")
             elif self.accept("!"):
-                base = call("factorial", base)
+                read, base = "!", call("factorial", base)
             elif self.accept("degree"):
                 base = Node("deg", (base,))
             else:
@@ -165,6 +166,8 @@ class Formulas(Cursor):
             return self.number()
         if token.kind == "begin" or text in MATRICES:
             return self.inside(self.matrix)
+        if self.accept("interval"):  # ]0, 1[
+            return Node("interval", self.inside(self.brackets).parts)
         if self.accept("det"):
             return Node("apply", ("det", self.inside(self.atom)))
         if text in SYMBOLS:
@@ -219,12 +222,17 @@ class Formulas(Cursor):
 
     def group(self) -> Node:
         self.expect("{")
-        node = self.inside(self.item)
-        if joint := self.accept("over", "choose"):
-            below = self.inside(self.item)
-            node = Node("div", (node, below)) if joint == "over" else call("binomial", node, below)
+        node = self.inside(lambda: self.divided(self.item))
         self.expect("}")
         return node
+
+    def divided(self, rule: Callable[[], Node]) -> Node:
+        r"""What a rule reads; a fraction where \over follows, a binomial where \choose does: a + b \over 2."""
+        node = rule()
+        joint = self.accept("over", "choose")
+        if not joint:
+            return node
+        return Node("div", (node, rule())) if joint == "over" else call("binomial", node, rule())
 
     def argument(self) -> Node:
         r"""{...}, or one token; of a number one digit: \frac12 is a half."""
@@ -265,14 +273,15 @@ class Formulas(Cursor):
         r"""\sin x, \sin^2 3x, \log_2 (x+1), \max(a, b). Without brackets the argument is the product that follows."""
         base = [self.argument()] if name == "log" and self.accept("_") else []
         power = self.exponent() if self.accept("^") else None
-        if self.peek() in ("(", "{"):
+        of_several = name in ("max", "min", "gcd", "lcm")
+        if self.peek() in ("(", "{") or (of_several and self.peek() == "\\{"):
             inside = self.inside(self.brackets)
             arguments = (
                 inside.parts[2:] if inside.kind == "sequence" else inside.parts if inside.kind == "set" else (inside,)
             )
         else:
             arguments = (self.plain_argument(),)
-        if (len(arguments) > 1) != (name in ("max", "min", "gcd", "lcm")):
+        if (len(arguments) > 1) != of_several:
             raise Unreadable("the number of arguments")
         if name in _TRIGONOMETRIC:
             arguments = tuple(map(in_radians, arguments))
@@ -299,8 +308,6 @@ class Formulas(Cursor):
 
     def brackets(self) -> Node:
         """(x), a group; (1, 2) and [1, 2), sequences; {1, 2}, a set; |_x_|."""
-        if self.peek() == "{" and {"over", "choose"} & {self.token(i).text for i in range(2, 4)}:  # {3 \\over 4}
-            return self.group()
         if self.peek() in ("\\{", "{") and self.builds_set():
             return self.built_set()
         if self.peek() == self.token(1).text == "[":
@@ -315,7 +322,7 @@ class Formulas(Cursor):
             closing = opening.replace("{", "}")
             if opening == "\\{" and self.accept(closing):
                 return Node("name", ("emptyset",))
-            node = self.items()
+            node = self.divided(self.items)
             self.expect(closing)
             if node.kind in ("list", "either"):
                 return Node("set", node.parts)

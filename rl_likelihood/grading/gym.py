@@ -123,10 +123,21 @@ def _understood(asked: Asked, answer: str) -> bool:
     goal = str(asked.item.get("answer"))
     if asked.dataset in _FORMULAS:
         return set(_WORD.findall(answer)) <= {*_WORD.findall(goal), *_FUNCTIONS, "C"}
+    if _FORMS.get(asked.dataset) == _JSON_OF_WORDS and not _each_once(answer):
+        return False
     if asked.dataset in _FORMS:
         return re.fullmatch(_FORMS[asked.dataset], answer, re.ASCII) is not None
     value = parse_number(goal)
     return _same_words(goal, answer) or (value is not None and value == parse_number(answer))
+
+
+def _each_once(answer: str) -> bool:
+    """Is an answer no JSON list that has one entry twice?"""
+    try:
+        entries = json.loads(answer)
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(entries, list) or len(set(map(json.dumps, entries))) == len(entries)
 
 
 _WORDS = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)|[^\W\d_]+|\S")

@@ -17,7 +17,7 @@ from rl_likelihood.grading.notation import latex, without_markdown
 from rl_likelihood.grading.statements import read
 from rl_likelihood.grading.text import exact_match, in_box
 from rl_likelihood.grading.tokens import Unreadable, tokens
-from rl_likelihood.grading.tree import Node
+from rl_likelihood.grading.tree import Node, parts_of
 
 _LONGEST = 2_000  # characters of an answer; longer ones are compared as text
 
@@ -50,6 +50,7 @@ _SYMBOL = re.compile(
 _QUOTED = re.compile(r"\A\s*>[ \t]+")  # a quotation in Markdown
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|hbox)\s*\{([^{}]*)\}(?=\s*\S)")
 _STOP = re.compile(r"\\text\s*\{\s*\.?\s*\}\Z")
+_RAISED = re.compile(r"(\\text\s*\{[^{}$]*)\$(\^(?:[0-9]|\{-?[0-9]+\}))\$\}")  # \text{ cm$^2$}
 _REALS = re.compile(r"(?:all|any) real(?:s| numbers?)", re.IGNORECASE)
 _EXCEPT = re.compile(
     rf"{_REALS.pattern}(?: x)?,? (?:except|other than)(?: for)? (?:x = )?(?P<points>.+)", re.IGNORECASE
@@ -87,6 +88,7 @@ def _reals(text: str) -> str:
 
 def _without_lead(text: str) -> str:
     r"""Without the words that lead to an answer: The answer is 5, \text{So } x = 5."""
+    text = text.removeprefix(r"\therefore").lstrip()
     said = _TEXT.match(text)
     if said is not None:
         return text[said.end() :] if _LEAD.fullmatch(said[1].strip() + " ") else text
@@ -109,6 +111,7 @@ def _without_end(text: str) -> str:
 
 def _formulas(text: str) -> str:
     """A text around formulas as one formula: the words outside of dollars become \\text{}."""
+    text = _RAISED.sub(r"\1}\2", text)
     marks = len(_DOLLARS.findall(text))
     if marks == 0:
         return text
@@ -122,10 +125,10 @@ def _formulas(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _read(text: str) -> Node | None:
+def _read(text: str, letters: bool = False) -> Node | None:
     """The tree of a text, None where it has none; the answers to a question share their reference."""
     try:
-        return read(text)
+        return read(text, letters)
     except Unreadable:
         return None
 
@@ -135,6 +138,24 @@ def _spelling(text: str) -> tuple:
         return tuple((token.kind, token.text) for token in tokens(text))
     except Unreadable:
         return tuple(text.split())
+
+
+def _same(goal: Node, given: Node) -> bool:
+    try:
+        return same(goal, given)
+    except Unreadable:
+        return False
+
+
+def _readings(text: str) -> list[Node]:
+    """The tree of a text, and the one with letters in the place of units, if that is another. Prose has no words."""
+    first, other = _read(text), _read(text, letters=True)
+    trees = [first] if first == other else [first, other]
+    return [tree for tree in trees if tree is not None and not (_is_prose(text) and _has_words(tree))]
+
+
+def _has_words(node: Node) -> bool:
+    return node.kind in ("word", "run", "unit") or any(map(_has_words, parts_of(node)))
 
 
 def _is_prose(text: str) -> bool:
@@ -159,13 +180,10 @@ def math_match(reference: str, answer: str | None) -> bool | None:
         return goal == given
     if _spelling(goal) == _spelling(given):
         return True
-    if _is_prose(goal) or _is_prose(given):
-        return _is_prose(goal) and _is_prose(given) and plain(goal) == plain(given)
+    if _is_prose(goal) and _is_prose(given) and plain(goal) == plain(given):
+        return True
     try:
-        goal_tree, given_tree = _read(goal), _read(given)
-        return goal_tree is not None and given_tree is not None and same(goal_tree, given_tree)
-    except Unreadable:
-        return False
+        return any(_same(a, b) for a in _readings(goal) for b in _readings(given))
     except RecursionError:
         return None
 
@@ -175,7 +193,8 @@ def telemath(reference: str, answer: str | None) -> bool:
 
     The last box counts, or everything without one; a leading colon and trailing dots and slashes are dropped. Numbers
     are whatever formula has a real value: 2.5e-3, 2.5\\times10^{-3}, \\frac{1}{400}; a known unit after it that the
-    reference does not contradict (250 MHz), and a name before it (x = 250) are dropped, as `math` does.
+    reference does not contradict (250 MHz), and a name before it (x = 250) are dropped, as `math` does; 50% is 50 as
+    well as 0.5.
     """
     if answer is None:
         return False
@@ -185,7 +204,12 @@ def telemath(reference: str, answer: str | None) -> bool:
         return exact_match(goal, given)
     if unit and other and unit != other:
         return False
-    return abs(number - value) <= max(0.01 * max(abs(number), abs(value)), 0.01)
+    shares = [x / 100 if u == "percent" else x for x, u in ((value, unit), (number, other))]
+    return _is_near(value, number) or ((unit == "percent") != (other == "percent") and _is_near(*shares))
+
+
+def _is_near(a: float, b: float) -> bool:
+    return abs(a - b) <= max(0.01 * max(abs(a), abs(b)), 0.01)
 
 
 def _tidy(text: str) -> str:
@@ -215,7 +239,7 @@ def _float(text: str) -> tuple[float | None, str]:
     if node.kind in ("unit", "measure"):
         node, unit, last = node.parts
         known = last is True or isinstance(last, Node)
-    if not known or unit == "percent":
+    if not known:
         return None, ""
     try:
         return values.real(node), unit

@@ -7,6 +7,7 @@ answer, not a reference, may also name a sum or quotient of such: a + b = 10. Ev
 
 import re
 
+from rl_likelihood.grading.intervals import as_interval
 from rl_likelihood.grading.tokens import is_variable
 from rl_likelihood.grading.tree import CONSTANTS, Node, symbols
 
@@ -61,8 +62,15 @@ def _value(node: Node, answers: bool) -> Node:
 
 def _said(node: Node) -> Node:
     """The value: what follows "=", or stands before it in 5 = x."""
-    _, left, right = node.parts
+    signs, left, right = node.parts
+    if signs == ("in",):
+        return as_interval(right)
     return left if right.kind == "name" and left.kind not in ("word", "run") and not symbols(left) else right
+
+
+def says_value(node: Node) -> bool:
+    """Is it a name and its value, x = 5, that has no symbols?"""
+    return _names(node, answers=False) is not None and not symbols(_said(node))
 
 
 def _names(node: Node, answers: bool) -> str | None:
@@ -70,9 +78,9 @@ def _names(node: Node, answers: bool) -> str | None:
     if node.kind != "relation" or node.parts[0] not in (("=",), ("in",)):
         return None
     value = _said(node)
-    label = node.parts[1] if value is node.parts[2] else node.parts[2]  # 5 = x
+    label = node.parts[2] if value is node.parts[1] else node.parts[1]  # 5 = x
     known = _is_name(label, answers) or (answers and _is_sum(label))
-    if node.parts[0] == ("in",) and value.kind not in ("sequence", "set", "union", "without"):
+    if node.parts[0] == ("in",) and value.kind not in ("interval", "set", "union", "without"):
         return None
     if not known or (label.kind != "apply" and symbols(label) & symbols(value)):
         return None

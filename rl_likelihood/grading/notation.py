@@ -15,13 +15,14 @@ _COMMANDS = {
     "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∖": r"\setminus", "′": "'",
     "≈": r"\approx", "≡": r"\equiv", "¬": r"\neg", "→": r"\to", "⇒": r"\implies", "△": r"\triangle", "€": r"\euro",
     "£": r"\pounds", "¥": r"\yen", "₹": r"\rupee", "¢": r"\cent", "≦": r"\le", "≧": r"\ge", "ℓ": r"\ell", "‖": r"\|",
-    "ϕ": r"\varphi", "ϵ": r"\varepsilon", "ϑ": r"\vartheta",
+    "ϕ": r"\varphi", "ϵ": r"\varepsilon", "ϑ": r"\vartheta", "∨": r"\lor", "∧": r"\land", "∘": r"^\circ",
+    "∉": r"\notin", "∴": r"\therefore", "⊤": r"\top",
 }  # fmt: skip
 _GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu nu xi pi rho sigma tau upsilon phi chi psi
     omega""".split()
 _PLAIN = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "‒": "-", "﹣": "-", "∣": "|", "∶": ":", "⁄": "/", "∕": "/",
-    "’": "'", "‘": "'", "“": '"', "”": '"',
+    "\u066b": ".", "\u066c": ",", "’": "'", "‘": "'", "“": '"', "”": '"',
     "\u00a0": r"\,", "\u2009": r"\,", "\u202f": r"\,", "\u2007": r"\,", "\u2008": r"\,", "\u200a": r"\,",
     "\u2002": " ", "\u2003": " ", "\u3000": " ",
     "\u2062": " ", "\u2061": "", "\u2063": ",", "\u200b": "", "\u200c": "", "\u200d": "", "\u2060": "", "\ufeff": "",
@@ -84,11 +85,16 @@ def _character(c: str) -> str:
     return form.translate(_TABLE) if form != c else c
 
 
+_RAISED_DEGREE = re.compile(r"\^\s*(?:\^\\circ|\{\s*\^\\circ\s*\})")  # 60^°
+_REALS_WITHOUT = re.compile(r"(?<=\\mathbb\{R\})(\s*)\\\s*(?=\{)")  # ℝ \ {0}
+
+
 def latex(text: str) -> str:
     """The text with its Unicode mathematics as LaTeX and other digits as ASCII."""
     if text.isascii():
         return text
-    text = _RUNS.sub(_run, text).translate(_TABLE)
+    text = _RAISED_DEGREE.sub(r"^\\circ", _RUNS.sub(_run, text).translate(_TABLE))
+    text = _REALS_WITHOUT.sub(r"\\setminus ", text)
     return text if text.isascii() else "".join(map(_character, text))
 
 

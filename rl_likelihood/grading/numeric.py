@@ -16,9 +16,11 @@ _BITS = 60_000  # of the largest rational
 _MAGNITUDE = 200_000  # the largest binary exponent of digits
 _LARGEST_FACTORIAL = 3_000
 # At each of the first points, all symbols have the same scale. At the later points, each symbol takes every multiple of
-# 1/2 from -4 to 4, in an order of its own, because floor, ceiling and absolute values change there.
+# 1/2 from -4 to 4, in an order of its own, because floor, ceiling and absolute values change there. At the last points,
+# it is a little less or more than a whole number.
 _SCALES = tuple(map(Fraction, ("1", "-1", "1", "1/11", "1009", "-211")))
-KINK_POINTS = range(len(_SCALES) + 17)
+_NEAR = tuple(Fraction(sign, 1000) for sign in (-1, 1, -1, 1, -1, 1))
+KINK_POINTS = range(len(_SCALES) + 17 + len(_NEAR))
 
 
 class Irrational(Exception):
@@ -39,7 +41,8 @@ def _halves(name: str) -> list[Fraction]:
 def _point(name: str, k: int) -> Fraction:
     """The value of a symbol at point k. Among the points are positive, negative, small, large and whole numbers."""
     if k in KINK_POINTS[len(_SCALES) :]:
-        return _halves(name)[k - len(_SCALES)]
+        halves, at = _halves(name), k - len(_SCALES)
+        return halves[at] if at < 17 else math.floor(halves[at - 17]) + _NEAR[at - 17]
     digest = hashlib.sha256(f"{k} {name}".encode()).digest()
     if k in WHOLE_POINTS:
         return Fraction(2 + int.from_bytes(digest[:4], "big") % 50)

@@ -12,9 +12,9 @@ from itertools import pairwise
 from rl_likelihood.grading import units
 from rl_likelihood.grading.formula import Formulas
 from rl_likelihood.grading.tokens import Token, Unreadable, tokens
-from rl_likelihood.grading.tree import Node, call, in_degrees, number
+from rl_likelihood.grading.tree import Node, call, in_degrees, number, symbols
 
-RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", ":")
+RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "notin", ":")
 _CLOCK = re.compile("(?:[01]?[0-9]|2[0-4])(?::[0-5][0-9]){1,2}(?![0-9.:/])")
 _AFTER_A_NUMBER = {"euro": "euro", "pounds": "pound-sterling", "yen": "yen", "rupee": "rupee", "cent": "cent"}  # 5€
 _CURRENCIES = {"$": "dollar"} | _AFTER_A_NUMBER
@@ -22,10 +22,10 @@ _ONE = r"[A-Za-z]+(?: \^ (?:[23]|- [123]))?"
 _LETTERS_AS_UNIT = re.compile(rf"(?:frac {_ONE} {_ONE}|{_ONE}(?: (?:[/*] )?{_ONE})*)")  # N m / s ^ 2
 
 
-def read(text: str) -> Node:
-    """The tree of an answer: one item, or a list of several. Raises Unreadable."""
-    reader = _Statements(tokens(text))
-    node = reader.items()
+def read(text: str, letters: bool = False) -> Node:
+    """The tree of an answer: one item, or a list of several. `letters`: see `tokens`. Raises Unreadable."""
+    reader = _Statements(tokens(text, letters))
+    node = reader.divided(reader.items)
     if not reader.done():
         raise Unreadable(reader.peek())
     return node
@@ -33,6 +33,10 @@ def read(text: str) -> Node:
 
 def _equation(node: Node) -> bool:
     return node.kind == "relation" and node.parts[0] == ("=",)
+
+
+def _is_remainder(node: Node) -> bool:
+    return node.parts[:1] == ("mod",)
 
 
 def _is_clock(text: str) -> bool:
@@ -70,6 +74,8 @@ class _Statements(Formulas):
         while sign := self.accept(*RELATIONS):
             signs.append(sign)
             nodes.append(self.operand())
+        if any(map(_is_remainder, nodes)) and any(symbols(side) and side.kind != "name" for side in nodes):
+            raise Unreadable("a congruence")
         if set(signs) == {":"} and _is_clock("".join(token.text for token in self.tokens[start : self.at])):
             signs = ["clock"] * len(signs)
         return Node("relation", (tuple(signs), *nodes)) if signs else nodes[0]

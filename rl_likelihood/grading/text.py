@@ -121,18 +121,20 @@ def in_box(text: str) -> str:
     return text if boxed is None else boxed
 
 
-# A statement: words that lead to it, the option's name, its own text, that it is right. All of these are closed.
-_KIND = r"(?:answer|ans\.?|option|choice|selection|letter)"
+# A statement: words that lead to an option, its name, its own text, words that say it is right. None of these words
+# denies, doubts or names an option, so their order does not matter.
+_KIND = r"(?:answer|ans\.?|option|choice|selection|letter|solution|response)"
 _SURELY = r"(?:clearly|definitely|certainly|obviously|surely|therefore|thus|hence|so)"
 _IS = r"(?:is|would\s+be|should\s+be|must\s+be|has\s+to\s+be)"
-_BEST = r"(?:correct|final|best|right|(?:most\s+)?appropriate|only|most\s+likely)"
-_LEAD = (
-    rf"(?:(?:{_SURELY}|i\s+(?:think|believe)\s+(?:that\s+)?(?=it|the)|,)\s*)*"
-    rf"(?:(?:(?:the|my)\s+)?(?:{_BEST}\s+)*{_KIND}(?:\s+(?:option|choice))?(?:\s+to\s+(?:the|this)\s+question)?"
-    rf"\s*{_IS}?(?![0-9a-z])\s*{_SURELY}?\s*(?:[:=-]\s*)?(?:the\s+)?"
-    rf"|(?:the\s+)?(?:{_BEST}\s+)+one\s+{_IS}\s+|only\s+(?=\S+\s+is\s+(?:right|correct|true)(?![a-z]))"
-    rf"|(?:it|that)(?:'s|\s+{_IS})\s+|(?:(?:i|we)(?:\s+would|\s+will|'d|'ll)?\s+)?(?:choose|select|pick|go\s+with)\s+(?:the\s+)?)?"
+_WORDS = (
+    rf"(?:{_KIND}|{_SURELY}|the|my|our|this|that|it|one|only|correct|right|true|final|best|most|likely|appropriate|suitable"
+    r"|selected|chosen|finally|overall|in\s+conclusion|to\s+(?:the|this)\s+question)(?![0-9a-z'])"
 )
+_CHOOSE = (
+    r"(?:(?:it|that)'s|i\s+(?:think|believe)(?=\s+(?:it|the|that)\s)"
+    r"|(?:(?:i|we)(?:\s+would|\s+will|'d|'ll)?\s+)?(?:choose|select|pick|go\s+with))(?![0-9a-z])"
+)
+_LEAD = rf"(?!is\s)(?:(?:{_WORDS}|{_IS}(?![0-9a-z])|{_CHOOSE})(?:[\s,:=]|-(?![0-9]))*)*"
 _NAME = re.compile(
     _LEAD + r"""(?P<quote>["']?)[(\[<]{0,2}(?:(?:option|choice|answer|letter)\s*)?[(\[<]{0,2}"""
     r"(?P<name>[a-z]|[0-9]{1,2})(?![0-9a-z])[)\]>]*(?P=quote)",
@@ -141,8 +143,7 @@ _NAME = re.compile(
 _BETWEEN = re.compile(r"[\s.:,)\]>(\u2013\u2014-]+")  # a name and the option's own text
 _OF_REFERENCE = re.compile(r"(?:[.:)\]]+ | [-\u2013\u2014] |(?<=[)\]>]) )(?P<own>.+)")
 _RIGHT = re.compile(
-    rf"(?:\s+is\s+(?:{_SURELY}\s+)?(?:the\s+)?(?:right|correct|true|best|answer)(?:\s+(?:answer|option|choice|one))?"
-    r"|\s*\((?:right|correct)(?=\))|,\s+the\s+(?:right|correct|best)\s+(?:answer|option|choice|one))(?![0-9a-z])",
+    rf"(?:\s+{_IS}(?![0-9a-z])|,)(?:[\s,]+{_WORDS})+|\s*\((?:right|correct)(?=\))",
     re.ASCII,
 )
 # What may follow "the answer is B": one sentence, without words that could name or deny an option.
@@ -151,7 +152,11 @@ _REASON = re.compile(
 )
 _STATED = re.compile(rf"{_KIND}\s+{_IS}\s")
 _STOP = re.compile(r"[.!;,:)\]\s]*")
-_FONTS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|mbox|boldsymbol|bm)\s*\{([^{}]*)\}")
+_FONTS = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|mbox|boldsymbol|bm|underline)\s*\{([^{}]*)\}"
+    r"|\{\s*\\(?:bf|it|rm|sf|tt|em)\s+([^{}]*)\}"
+)
+_IN_BRACKETS = re.compile(r"(?<=[(\[<])\s+|\s+(?=[)\]>])")
 _SPACES = re.compile(r"\\[,;: !]|\\q?quad|(?<=[^\s~])~(?=[^\s~])|\\[()]")
 _EMPHASIS = re.compile(r"[*_`]+")
 _LONGEST_CHOICE = 2_000  # characters; longer texts name no choice
@@ -202,7 +207,8 @@ def _head(text: str) -> str:
         return ""
     head = latex(text.replace("\u3002", ".")).replace(r"\left", "").replace(r"\right", "")
     for _ in range(2):
-        head = _FONTS.sub(r"\1", head)
+        head = _FONTS.sub(r"\1\2", head)
+    head = _IN_BRACKETS.sub("", head)
     return " ".join(
         _EMPHASIS.sub("", _SPACES.sub(" ", head)).replace("$", "").strip("{} \n").lstrip("#{} \n").casefold().split()
     )

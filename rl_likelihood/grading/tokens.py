@@ -38,7 +38,7 @@ _LETTERS = set(
     """pi imath alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma
     tau upsilon phi varphi chi psi omega ell Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega hbar""".split()
 )
-SYMBOLS = {*_LETTERS, "infty", "emptyset", "ldots", "reals", "angle", "triangle"}
+SYMBOLS = {*_LETTERS, "infty", "emptyset", "ldots", "reals", "angle", "triangle", "top"}
 _DECORATED = ("mathbf", "boldsymbol", "bm", "vec", "hat", "mathcal", "overrightarrow", "overline")
 _SAME = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "bar": "overline",
@@ -47,7 +47,8 @@ _SAME = {
     "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]",
     "ast": "*", "cdot": "*", "times": "*", "div": "/", "colon": ":", "textdollar": "$", "degrees": "degree",
     "textdegree": "degree", "varnothing": "emptyset", "backslash": "setminus", "bmod": "mod",
-    "lor": "or", "land": "and", "varphi": "phi", "varepsilon": "epsilon",
+    "nicefrac": "frac", "sfrac": "frac",
+    "lor": "or", "vee": "or", "land": "and", "wedge": "and", "varphi": "phi", "varepsilon": "epsilon",
 }  # fmt: skip
 _IGNORED = {
     "left", "right", "displaystyle", "textstyle", "limits", "nolimits", "quad", "qquad", "thinspace", "medspace",
@@ -61,12 +62,16 @@ _TEXTS = ("text", "textbf", "textit", "textrm", "textnormal", "textsf", "mbox", 
 _FONTS = ("mathrm", "mathit", "mathnormal", "operatorname", "mathsf")
 
 # One separator for all groups of a number: {,}  ,\!  \,  a space; a bare comma outside of brackets.
-_GROUPS = r"(?!0)[0-9]{1,3}(?P<sep>\{\\?,\}|\s*,\s*\\!\s*|\\[,;: ]\s*|~|[ ]%s)[0-9]{3}(?:(?P=sep)[0-9]{3})*(?![0-9])"
+_GROUPS = (
+    r"(?!0)[0-9]{1,3}(?P<sep>\{\\?,\}|\\text\{,\}|\s*,\s*\\!\s*|\\[,;: ]\s*|~|[ ]%s)"
+    r"[0-9]{3}(?:(?P=sep)[0-9]{3})*(?![0-9])"
+)
 _THOUSANDS = {
     bare: re.compile(_GROUPS % ("|," if bare else "") + (r"(?!,[0-9])" if bare else "")) for bare in (True, False)
 }
 _DIGITS = re.compile(r"[0-9]+|(?=\.[0-9\\(])")
 _DECIMALS = re.compile(r"\.(?P<digits>[0-9]*)")
+_BELOW = re.compile(r"\s*/\s*(?P<below>[0-9]{1,9})(?![0-9])")
 _REPEAT = re.compile(
     r"\s*\\(?:overline|bar)\s*(?:\{\s*(?P<over>[0-9]+)\s*\}|(?P<one>[0-9]))"
     r"|\((?P<brackets>[0-9]+)\)(?![0-9A-Za-z(\\^])"
@@ -76,6 +81,15 @@ _ELLIPSIS = re.compile(r"\s*(?:\.\.\.|\\[lc]?dots(?![A-Za-z]))")
 _CYCLE = re.compile(r"(?P<block>[0-9]{1,12}?)(?P=block)+$")
 _EXPONENT = re.compile(r"[eE](?P<power>[-+]?[0-9]{1,4})(?![0-9A-Za-z])")
 _BASE = re.compile(r"(?:\s*_\s*|\s+base\s+)(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?P<bare>[0-9]{1,3}))")
+# The base of a logarithm in plain text is a whole number: log10(5), log_12(5); \log_12 5 has base 1.
+_LOGARITHM = re.compile(r"(?<![\\A-Za-z])log(?:_(?=[0-9])|(?=[0-9]+\())(?P<base>[0-9]+)")
+_BRACKETED = re.compile(r"(?<![\w)])(?:\\left\s*)?\(\s*(?P<digits>[0-9]+)\s*(?:\\right\s*)?\)(?=\s*_\s*\{?\s*[0-9])")
+# ]0, 1[ is (0, 1).
+_OUTER = r"(?<!sqrt)(?<!surd)\["
+_FRENCH = re.compile(
+    rf"(?P<opening>(?<![\w)}}\]])\]|(?<=\\left)\s*\]|{_OUTER})(?P<inside>[^\[\],;()]*[^\[\],;()\s]\s*[,;][^\[\],;()]*)"
+    rf"(?P<closing>\]|{_OUTER})"
+)
 _COLOURS = "black|blue|brown|cyan|gray|green|lime|magenta|olive|orange|pink|purple|red|teal|violet|yellow"
 
 _SCANNER = re.compile(
@@ -84,7 +98,8 @@ _SCANNER = re.compile(
     rf"|\\hspace\*?\s*\{{\s*-?[0-9.]+\s*[a-z]{{2}}\s*\}}|\\(?:text)?color\s*\{{\s*(?:{_COLOURS})\s*\}})"
     r"|\\(?P<edge>begin|end)\s*\{\s*(?P<env>[A-Za-z]*matrix|array)\*?\s*\}(?:\s*\{[lcr| ]+\})?"
     rf"|\\(?:{'|'.join(_TEXTS)})\s*\{{(?P<text>[^{{}}]*)\}}"
-    rf"|\\(?P<font>{'|'.join(_FONTS)})\s*\{{\s*(?P<letters>(?:[^{{}}\\]|\\[,;:! ]|\\cdot(?![A-Za-z]))*)\}}"
+    rf"|(?:\\(?P<font>{'|'.join(_FONTS)})\s*\{{|\{{\s*\\(?P<upright>rm)(?![A-Za-z]))\s*"
+    r"(?P<letters>(?:[^{}\\]|\\[,;:! ]|\\cdot(?![A-Za-z])|\^\{-?[0-9]+\})*)\}"
     r"|\\mu\s*\\(?:text|mathrm)\s*\{\s*(?P<micro>[smgFHAVW])\s*\}"
     r"|\\(?P<bold>mathbf|boldsymbol|bm|vec|hat|mathbb|mathcal|overrightarrow|overline|bar)\s*"
     r"(?:\{\s*(?P<bolded>[A-Za-z]{1,4})\s*\}|\s(?P<bolded1>[A-Za-z])(?![A-Za-z]))"
@@ -97,8 +112,12 @@ _SCANNER = re.compile(
 )
 
 
-def tokens(text: str) -> list[Token]:
-    """The tokens of a formula. Raises Unreadable for characters that belong to none."""
+def tokens(text: str, letters: bool = False) -> list[Token]:
+    """The tokens of a formula. Raises Unreadable for characters that belong to none.
+
+    `letters`: reads mg in 2mg as a product and no unit, and sinx as a function of x and no word.
+    """
+    text = _FRENCH.sub(_round, _BRACKETED.sub(r"\g<digits>", _LOGARITHM.sub(r"log_{\g<base>}", text)))
     out: list[Token] = []
     brackets: list[bool] = []  # for each open bracket: is a comma in it one between entries?
     at, spaced = 0, False
@@ -115,7 +134,7 @@ def tokens(text: str) -> list[Token]:
         if m["space"] is not None:
             spaced = True
             continue
-        new = _word(m, out, spaced) if m["run"] else _token(m)
+        new = _word(m, out, spaced, letters) if m["run"] else _token(m)
         if new:
             _bracket(new[0].text, out, brackets)
             out += [new[0]._replace(spaced=spaced), *new[1:]]
@@ -123,6 +142,13 @@ def tokens(text: str) -> list[Token]:
             if m["run"] in UNITS and new[0].kind == "word" and re.match(r"\.(?:\s*[A-Za-z]|$)", text[at:]):
                 at += 1  # sq. in.
     return [_measured(token, i, out) for i, token in enumerate(out)]
+
+
+def _round(m: re.Match[str]) -> str:
+    if m["opening"] == "[" and m["closing"] == "]":
+        return m[0]
+    opening = "(" if "]" in m["opening"] else "["
+    return rf"\interval{opening}" + m["inside"] + (")" if m["closing"] == "[" else "]")
 
 
 def _measured(token: Token, at: int, given: list[Token]) -> Token:
@@ -157,6 +183,8 @@ def _bracket(text: str, before: list[Token], brackets: list[bool]) -> None:
 def _number(text: str, at: int, bare_commas: bool) -> tuple[Token, int] | None:
     """The number at a place of the text and where it ends; None for a full stop that begins none."""
     groups = None if text[at - 1 : at] == "_" else _THOUSANDS[bare_commas].match(text, at)
+    if groups and (below := _BELOW.match(text, groups.end())) and int(groups[0][-3:]) < int(below["below"]):
+        groups = groups if len(groups[0].split()) != 2 else None  # 2 100/101, a mixed number
     m = groups or _DIGITS.match(text, at)
     if m is None:
         return None
@@ -186,7 +214,8 @@ def _number(text: str, at: int, bare_commas: bool) -> tuple[Token, int] | None:
     if exact and (m := _EXPONENT.match(text, at)) is not None:
         value, at, digits = value * Fraction(10) ** int(m["power"]), m.end(), f"{digits}e{m['power']}"
     if exact and (m := _BASE.match(text, at)) is not None:
-        return Token("based", f"{digits}_{int(m['group'] or m['bare'])}"), m.end()
+        base = int(m["group"] or m["bare"])
+        return Token("number", digits, value) if base == 10 else Token("based", f"{digits}_{base}"), m.end()
     return Token("number", digits, value), at
 
 
@@ -205,8 +234,8 @@ def _token(m: re.Match[str]) -> list[Token]:
     if m["text"] is not None:
         return words(m["text"])
     if m["letters"] is not None:
-        letters = re.sub(r"\\[,;:! ]", " ", m["letters"].replace(r"\cdot", "*"))
-        return _letters(letters.strip(), m["font"] == "mathrm")
+        letters = re.sub(r"\\[,;:! ]", " ", re.sub("[{}]", "", m["letters"].replace(r"\cdot", "*")))
+        return _letters(letters.strip(), m["font"] == "mathrm" or bool(m["upright"]))
     if m["micro"]:
         return [Token("word", "u" + m["micro"])]
     if m["bold"]:
@@ -249,10 +278,10 @@ def _letters(text: str, upright: bool) -> list[Token]:
 
 
 # Names of functions and constants inside a run of letters, and single letters.
-_SPLIT = re.compile("|".join(sorted((name for name in _PLAIN if len(name) > 2), key=len, reverse=True)) + "|[A-Za-z]")
+_SPLIT = re.compile("|".join(sorted(_PLAIN, key=len, reverse=True)) + "|[A-Za-z]")
 
 
-def _word(m: re.Match[str], before: list[Token], spaced: bool) -> list[Token]:
+def _word(m: re.Match[str], before: list[Token], spaced: bool, letters: bool) -> list[Token]:
     """A run of letters: a function or constant, a conjunction, a unit, a word, or a product of single symbols."""
     run, text = m["run"], m.string
     if run in ("and", "or"):
@@ -269,7 +298,12 @@ def _word(m: re.Match[str], before: list[Token], spaced: bool) -> list[Token]:
         return [Token("name", run)]
     measured = bool(before) and (before[-1].kind in ("number", "word", "command") or before[-1].text in (")", "}", "/"))
     if run in UNITS and measured:
-        return [Token("word", run)]
+        sure = before[-1].kind == "word" or (spaced and before[-1].kind == "number")  # 2 mg; \pi hr is \pi h r
+        if sure or not letters:
+            return [Token("word", run)]
+        return [Token("name", c) for c in run]
+    if letters and len(pieces := _SPLIT.findall(run)) < len(run) and {p for p in pieces if len(p) == 1} - {"e", "i"}:
+        return [_piece(piece) for piece in pieces]  # sine and pie, which have no symbol, are words
     after = text[m.end() :].lstrip()[:1]
     begins = not before or before[-1].text in (",", "and", "or")
     phrase = begins or before[-1].kind == "word" or spaced

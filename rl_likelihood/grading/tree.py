@@ -10,9 +10,9 @@ LONGEST_PRODUCT = 200  # factors
 
 
 class Node(NamedTuple):
-    """A tree. Kinds: number, name, word, run, based, add, mul, div, pow, neg, pm, call, apply, deg, sequence, set,
-    list, either, or, and, matrix, union, without, relation, unit, measure. `parts` are nodes, except for names: see the
-    functions that make them."""
+    """A tree. Kinds: number, name, word, run, based, add, mul, div, pow, neg, pm, call, apply, deg, sequence, interval,
+    set, list, either, or, and, matrix, union, without, relation, unit, measure. `parts` are nodes, except for names:
+    see the functions that make them."""
 
     kind: str
     parts: tuple = ()

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import re
 
 # The name that a unit gets, then its other spellings. Plurals are made of all that are words.
 _NAMES = """
@@ -64,7 +65,7 @@ class Measure:
 
 def canonical(words: str) -> Measure:
     """The unit that words, their powers and slashes spell: "million square centimeters" is 1000000, "cm^2"."""
-    words = words.replace(r"\mu ", "u").replace(r"\cdot ", "*")
+    words = re.sub(r"\bper cent\b", "percent", words).replace(r"\mu ", "u").replace(r"\cdot ", "*")
     left = words.replace("/", " / ").replace("*", " * ").replace("^", " ^").split()
     left = [word if word in _CANONICAL else word.strip(".,") for word in left]
     factor = 1

@@ -22,6 +22,8 @@ from rl_likelihood.grading.tree import Node, parts_of, symbols
 
 POINTS = 4
 _KINKS = ("floor", "ceil", "abs", "max", "min", "root")
+_OF_WHOLE, _STEPS = ("factorial", "binomial"), ("floor", "ceil", "mod", "gcd", "lcm")
+_PLAIN_SIZE = 15  # up to which the quick digits show a difference at every point
 _QUICK, _EXACT = 50, (600, 1200, 2400, 4800)  # decimal digits
 _MOST_CALLS = 600  # of functions at 600 digits: twice the digits take four times as long
 
@@ -100,17 +102,27 @@ def _zero(value, digits: int, size: float) -> bool:
 
 
 def same_value(a: Node, b: Node) -> bool:
-    """Have two formulas the same value, whatever their symbols stand for? Raises Unreadable."""
+    """Has b the value of a, whatever their symbols stand for, and no symbol that a lacks? Raises Unreadable.
+
+    A symbol more would say nothing in 7 + 0x or 1^x, and so would any word in its place.
+    """
     if a == b:
         return True
-    whole = _has(a, "factorial", "binomial") or _has(b, "factorial", "binomial")
-    points = WHOLE_POINTS if whole else _points(a, b)
+    if not symbols(b) <= symbols(a):
+        return False
+    whole = _has(a, *_OF_WHOLE, "alternating")
+    added = not whole and _has(
+        b, *_OF_WHOLE
+    )  # sines and steps vanish at whole numbers, which are the answer's own then
+    if added and (_has(a, *_STEPS) or _has(b, *_STEPS, "alternating")):
+        return False
+    points = WHOLE_POINTS if whole or added else _points(a, b)
     try:
         pairs = [(_defined(a, k), _defined(b, k)) for k in points]
         pairs = [pair for pair in pairs if None not in pair]
         return len(pairs) > whole and all(x == y for x, y in pairs)
     except Irrational:
-        return _same_digits(a, b, points)
+        return not added and _same_digits(a, b, points)
 
 
 def _points(a: Node, b: Node) -> range:
@@ -121,9 +133,20 @@ def _points(a: Node, b: Node) -> range:
 
 
 def _has(node: Node, *calls: str) -> bool:
-    """Is there such a call of something with symbols in a formula?"""
-    here = node.kind == "call" and node.parts[0] in calls and bool(symbols(node))
+    """Is there such a call of something with symbols in a formula? A power such as 1/2 is a root."""
+    name = node.parts[0] if node.kind == "call" else _of_power(node)
+    here = name in calls and bool(symbols(node))
     return here or any(_has(part, *calls) for part in parts_of(node))
+
+
+def _of_power(node: Node) -> str:
+    """What kind of a power: x^{1/2} is a root, (-1)^n alternates."""
+    if node.kind != "pow":
+        return ""
+    base, exponent = map(exact, node.parts)
+    if base is not None and base < 0 and symbols(node.parts[1]):
+        return "alternating"
+    return "root" if exponent is not None and exponent.denominator != 1 else ""
 
 
 def exact(node: Node) -> Fraction | None:
@@ -157,7 +180,7 @@ def _same_digits(a: Node, b: Node, points: Sequence[int]) -> bool:
         real = [(k, x, y) for k, x, y in pairs if _real(x) and _real(y)]
         if not pairs or not all(_zero(x - y, digits, size) for _, x, y in real or pairs):
             return False
-        points = [k for k, _, _ in real or pairs][:POINTS]
+        points = [k for k, _, _ in real or pairs][: POINTS if size < _PLAIN_SIZE else None]
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 
 import pytest
 
@@ -185,6 +186,8 @@ TESTS = (
 )
 TASK = json.dumps({"prompt": PROMPT, "test": TESTS, "entry_point": "total"})
 WHOLE = "def total(numbers):\n    return sum(numbers)\n"
+EXAMPLE = "\n\n    Example:\n\n    ```\n    total([1])\n    ```\n    "
+FENCE_INSIDE = f'def total(numbers):\n    """Sum.{EXAMPLE}"""\n    return sum(numbers)\n'
 
 
 @pytest.mark.parametrize(
@@ -220,6 +223,16 @@ WHOLE = "def total(numbers):\n    return sum(numbers)\n"
         ),
         (f"```python\nif True:\n    def total(x): return 3\n```\n```python\n{WHOLE}```", False),
         ("```python\ndef total(numbers):\n    mark = '```'; return sum(numbers)\n```", True),
+        (f"```python\n{FENCE_INSIDE}```", True),
+        (f"Here:\n\n1. ```python\n{FENCE_INSIDE}```\n", True),
+        (f"- so:\n  ```python\n{textwrap.indent(FENCE_INSIDE, '  ')}  ```", True),
+        (FENCE_INSIDE, True),
+        (FENCE_INSIDE.replace("    ```\n", "", 1), True),
+        (f"````python\n{WHOLE}````", True),
+        (f"````\n```\nprint(1)\n```\n````\n```python\n{WHOLE}```", True),
+        ("````python\ndef total(numbers):\n    mark = '''\n```\n'''\n    return sum(numbers)\n````", True),
+        (f"```python\n{WHOLE}   ```\nThat is it.", True),
+        (FENCE_INSIDE.replace("sum", "len"), False),
         ("    return len(numbers)\n", False),
         ("    pass", False),
         ("    return sum(numbers", False),

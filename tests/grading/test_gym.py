@@ -282,6 +282,14 @@ def test_the_degrees_of_a_reference_may_be_left_out():
     assert gym_quick(DEGREES, "54.7") is None and gym_quick(GSM, "405\u00b0") is False
 
 
+def test_a_partition_written_twice_is_wrong():
+    item = {"answer": '[["a", "a"], ["aa"]]', "metadata": {"string": "aa", "solution": [["a", "a"], ["aa"]]}}
+    reference = pack("palindrome_partitioning", {}, item)
+    assert gym_match(reference, '[["aa"], ["a", "a"]]') is True
+    assert gym_match(reference, '[["aa"], ["a", "a"], ["aa"]]') is False
+    assert gym_match(reference, '[["aa"]]') is False
+
+
 def test_one_wrong_cell_of_a_hundred_is_wrong():
     e = asked("game_of_life")
     grid = e.answer.replace("0", "2", 1)

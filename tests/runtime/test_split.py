@@ -133,7 +133,7 @@ def test_sigterm_finishes_the_step_saves_and_the_run_goes_on_with_its_queue(tmp_
         ({"mesh__context": 2, "train__packing": True}, "mesh.context is 2, but train.packing is True"),
         ({"mesh__context": 2, "reward__name": "cer"}, "mesh.context is 2, but reward.name 'cer'"),
         ({"sampler__tensor": 3}, "sampler.tensor is 3, which does not divide the 8 devices"),
-        ({"sampler__tensor": 2}, "sampler.tensor is 2; it must be 1, or mesh.tensor = 4"),
+        ({"sampler__tensor": 2}, "sampler.tensor is 2; it must be 1 or equal mesh.tensor, which is 4"),
     ],
 )
 def test_devices_that_do_not_add_up_are_refused(changes, words, tmp_path):
