@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rl_likelihood.data.tokenizer import eos_ids, load_tokenizer
+from rl_likelihood.data.tokenizer import eos_ids, load_tokenizer, set_template
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.shapes import Prompts
@@ -36,6 +36,7 @@ Rows = tuple[np.ndarray, ...]  # ids, log-probs, lengths
 def read_prompts(path: Path, model: str, rows: int) -> tuple[Prompts, tuple[int, ...]]:
     """The first `rows` questions as prompts, and the ids that end an answer."""
     tokenizer = load_tokenizer(model)
+    set_template(tokenizer, "model", model)
     ids = []
     for line in path.read_text().splitlines():
         chat = [{"role": "user", "content": json.loads(line)["question"]}]

@@ -176,8 +176,8 @@ MUTANTS = [
     ),
     Mutant(
         "rewards/rules.py",
-        "if max(counts.values(), default=0) >= times",
-        "if max(counts.values(), default=0) > times",
+        "if max(counts.values(), default=0) >= 10",
+        "if max(counts.values(), default=0) > 10",
         "rewards/test_rules.py -k repetition",
     ),
     # model

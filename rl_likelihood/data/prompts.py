@@ -345,7 +345,8 @@ def completion_ids(
     """(ids [t], segment [t]) of chain, closing tags and reference answer: the target of supervised fine-tuning.
 
     A `chain` of text is encoded, a `chain` of (sampled) ids is used unchanged, and None or "" is an empty chain.
-    `tag`: other closing tags than those of a chain that never closed. Segments are CHAIN, TAG, REFERENCE of shapes.py.
+    `tag`: closing tags to use instead of those of a chain that never closed. Segments are CHAIN, TAG, REFERENCE
+    (shapes.py).
     """
     if chain is None:
         chain = ()

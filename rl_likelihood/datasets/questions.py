@@ -1,8 +1,8 @@
 """When two questions are the same, when they are variants of each other, and which are held out.
 
-There are two keys. Rows with the same `example_key` ask the same question, and one of them is kept (`distinct` has an
-exception). Rows with the same `group_key` ask variants of a question ("Compute 4" and "Compute 4!"). All of them are
-kept, on the same side of a split, so that no variant of a held-out question is ever trained on.
+There are two keys. Rows with the same `example_key` ask the same question, and one of them is kept (unless both text
+and answer differ: see `distinct`). Rows with the same `group_key` ask variants of a question ("Compute 4" and "Compute
+4!"). All of them are kept, on the same side of a split, so that no variant of a held-out question is ever trained on.
 """
 
 import hashlib
@@ -83,10 +83,12 @@ def distinct(
     'a b'?" and the same with two spaces. Any other `key` decides alone.
     """
     by_key: dict[str, list[Any]] = {}
-    once, repeats, sure = [], [], key is not example_key
+    once, repeats, key_decides = [], [], key is not example_key
     for row in rows:
         new, others = example(row), by_key.setdefault(key(row), [])
-        old = next((x for x in map(example, others) if sure or x.answer == new.answer or _text(x) == _text(new)), None)
+        old = next(
+            (x for x in map(example, others) if key_decides or x.answer == new.answer or _text(x) == _text(new)), None
+        )
         if old is None:
             once.append(row)
             others.append(row)

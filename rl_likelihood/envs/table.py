@@ -23,7 +23,7 @@ class EnvConfig:
     prompt: Literal["compact", "full"] = field("compact", "telecom: our summary of the policy, or tau2's whole policy")
     seconds: float = field(
         10.0,
-        "seconds for the replies to one message of all conversations; slower conversations are dropped",
+        "limit in seconds for the replies to one message of every conversation; slower conversations are dropped",
         above=0,
         most=86_400,
     )

@@ -35,7 +35,7 @@ Judgement = tuple[bool | None, str, str]  # verdict; the kind of failure or noth
 
 _MEMORY = 4 << 30  # bytes of address space of a worker
 _WORKER = "rl_likelihood.grading.worker"
-SHARE = 500  # items after which a worker is replaced (caches grow, others' code leaks)
+ITEMS_PER_WORKER = 500  # items after which a worker is replaced (caches grow, others' code leaks)
 _START = 120.0  # seconds for a worker to start and import, on a busy machine
 
 
@@ -245,7 +245,7 @@ class Pool:
             failure = "errors" if verdict is None else ""
             judged[pair] = (verdict, failure, error or "the grader could not judge it")
             worker.done += 1
-            if worker.done >= SHARE:
+            if worker.done >= ITEMS_PER_WORKER:
                 self._discard(worker, kill=True)
         elif said is None:
             self._discard(worker, kill=True)

@@ -84,7 +84,7 @@ def shardings(mesh: Mesh, model: ModelConfig, optimizers: Optimizers, state: Any
 
 
 def preference_loss(model: ModelConfig, cfg: PreferenceConfig, trainable: Trainable, batch: Compared):
-    """The loss that trains a reward model on comparisons; without its last two arguments a Loss."""
+    """The loss that trains a reward model on comparisons. With `model` and `cfg` given it is a Loss."""
     params, head = trainable
     scores = value(params, model, head, batch.judged)
     margins = 0.0 if batch.margins is None else batch.margins

@@ -31,6 +31,7 @@ from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, using
+from rl_likelihood.shapes import UserError
 from rl_likelihood.task import Task
 
 FILE = "baseline.jsonl"
@@ -125,8 +126,18 @@ def read_baseline(workdir: Path, reward: RewardConfig, width: int) -> Callable[[
     """A function rows -> Baseline, from the file of `write_baseline`. `width`: A, the maximum tokens of an answer."""
     by_key = {row["key"]: row for row in _written(workdir / FILE)}
 
+    def stored(row: EncodedExample) -> dict:
+        old = by_key.get(_old_key_of(row), {})
+        found = by_key.get(key_of(row)) or (old if old.get("id") == row.example.id else None)
+        if found is None:
+            raise UserError(
+                f"{FILE} of the workdir has no line for question {row.example.id}: it was written for fewer steps or "
+                "other data; set train.steps as it was, or choose another --workdir"
+            )
+        return found
+
     def read(rows: list[EncodedExample]) -> Baseline:
-        entries = [by_key.get(key_of(row)) or by_key[_old_key_of(row)] for row in rows]
+        entries = [stored(row) for row in rows]
         score = np.asarray([row["avg_prob"] for row in entries], np.float32) if reward.frozen_score else None
         logp = None
         if reward.frozen_tokens:

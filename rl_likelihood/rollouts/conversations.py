@@ -274,7 +274,7 @@ def messages_of(task: Task, rollout: Rollout, i: int, j: int) -> list[dict[str, 
     ]
 
 
-def spoken(messages: Sequence[dict[str, str]]) -> str:
+def written_by_model(messages: Sequence[dict[str, str]]) -> str:
     """What the model wrote in a conversation, as one text."""
     return " | ".join(m["text"] for m in messages if m["role"] == "assistant")
 

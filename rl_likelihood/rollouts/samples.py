@@ -9,7 +9,7 @@ import numpy as np
 from rl_likelihood.envs.protocol import ENDS
 from rl_likelihood.learner.surrogate import turn_of
 from rl_likelihood.rollouts.batches import StepInput
-from rl_likelihood.rollouts.conversations import messages_of, spoken
+from rl_likelihood.rollouts.conversations import messages_of, written_by_model
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import excerpt, say
 from rl_likelihood.runtime.devices import Devices
@@ -71,7 +71,7 @@ def sample_of(task: Task, step_input: StepInput, values: dict[str, np.ndarray], 
     return {
         "id": example.id,
         "prompt": example.prompt,
-        "chain": spoken(extra["messages"]) if "messages" in extra else text(ids[kinds == CHAIN]),
+        "chain": written_by_model(extra["messages"]) if "messages" in extra else text(ids[kinds == CHAIN]),
         "chain_tokens": int((kinds == CHAIN).sum()),
         "forced": text(ids[kinds == TAG]),
         "sampled_answer": text(ids[kinds == SAMPLED]),

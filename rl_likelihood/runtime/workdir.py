@@ -119,8 +119,8 @@ def keep_inputs(
     if changed and not force:
         description, paths = DEPENDS[changed[0]]
         raise OtherInputs(
-            f"{workdir} began with other {changed[0]}: {description} ({', '.join(paths)}) changed since; restore it "
-            f"or choose another --workdir{_or_force(force)}"
+            f"{workdir} began with other {changed[0]}: {description} ({', '.join(paths)}) changed since, or an update "
+            f"of this program reads it differently; restore it, or choose another --workdir{_or_force(force)}"
         )
     if changed:
         say(f"warning: {workdir} resumes with other {changed[0]} (--force)")

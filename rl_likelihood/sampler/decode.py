@@ -53,7 +53,7 @@ class SamplerSettings:
         least=0,
     )
     width_multiple: int = field(
-        0, "completions are padded to a multiple of this (each width compiles once); 0: to the most", least=0
+        0, "completions are padded to a multiple of this (each width compiles once); 0: to the largest width", least=0
     )
     max_staleness: int = field(
         0, "updates that a rollout may be behind the learner; 0: on-policy and reproducible", least=0

@@ -49,7 +49,8 @@ class Gather(NamedTuple):
 def gather(model: ModelConfig, mesh: Mesh, tensor: int) -> Gather:
     """The programs for a sampler in which `tensor` devices share one copy of the weights."""
     if tensor not in (1, mesh.shape["tensor"]):
-        raise UserError(f"sampler.tensor is {tensor}; it must be 1 or equal mesh.tensor, which is {mesh.shape['tensor']}")
+        of_mesh = mesh.shape["tensor"]
+        raise UserError(f"sampler.tensor is {tensor}; it must be 1 or equal mesh.tensor, which is {of_mesh}")
 
     def sharding_of(path, x) -> NamedSharding:
         name = getattr(path[-1], "key", "")

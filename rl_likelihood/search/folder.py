@@ -51,7 +51,7 @@ def row_of(e: Example) -> Row:
 
 def write_results(workdir: Path, name: str, good: list[Row], dropped: list[Row], task: Task) -> str:
     """Writes the rows with chains, the dropped rows, and the held-out questions, which a run on these chains needs.
-    Returns the reasons for which rows were dropped, with their numbers.
+    Returns in words why rows were dropped, and how many.
 
     Process 0 replaces each file atomically.
     """

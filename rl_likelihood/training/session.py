@@ -163,4 +163,5 @@ def not_finite(step: int, values: list[str], workdir: Path) -> str:
     cure = "no step has been saved: choose another --workdir and a lower optim.lr"
     if last is not None:
         cure = f"the checkpoint of step {last} is good: lower optim.lr in a new workdir, with model.path={workdir}"
-    return f"step {step}: {', '.join(values)} {'are' if values == ['the parameters'] else 'is'} not finite; {cure}"
+    verb = "is" if len(values) == 1 and values[0] != "the parameters" else "are"
+    return f"step {step}: {', '.join(values)} {verb} not finite; {cure}"

@@ -310,7 +310,7 @@ def _make_room(path: Path, names: set[str]) -> None:
         raise UserError(f"{path}: is a file; name a folder to write the model to")
     path.mkdir(parents=True, exist_ok=True)
     weights = (f.name for pattern in ("*.safetensors*", "pytorch_model*", "*.gguf") for f in path.glob(pattern))
-    others = sorted({name.removesuffix(".part") for name in weights} - names)
+    others = sorted({name.removesuffix(".part").removesuffix(".partial") for name in weights} - names)
     if others:
         raise UserError(f"{path}: already holds {others[0]}, which would mix with these weights; name an empty folder")
     (path / CONFIG).unlink(missing_ok=True)

@@ -35,7 +35,7 @@ REAL = {
     ("deepscaler", "deepscaler_parts"): (
         9237,
         {"train": 8445, "aime": 30, "amc": 83, "olympiad_bench": 675},
-        {"train": 7326, "validation": 830, "aime": 30, "amc": 83, "olympiad_bench": 675},
+        {"train": 7341, "validation": 832, "aime": 30, "amc": 83, "olympiad_bench": 675},
     ),
     ("mawps", "easy_word_problems"): (2065, {"train": 2065}, {"train": 1593, "test": 165}),
     ("countdown", "reasoning_gym_generated"): (8400, {"train": 8000, "test": 400}, {"train": 6719, "test": 400}),

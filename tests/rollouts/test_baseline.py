@@ -11,7 +11,7 @@ from rl_likelihood.config import build
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.rollouts.baseline import FILE, key_of, read_baseline
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import Example
+from rl_likelihood.shapes import Example, UserError
 from tests.runs import small_config
 
 # Rows may be narrower than prompt.max_answer, which is the width of the kept log-probs.
@@ -56,6 +56,8 @@ def test_questions_that_differ_in_spaces_have_their_own_baselines(tmp_path):
     for row, value in zip(rows, (0.25, 0.5), strict=True):
         run_files.append(tmp_path / FILE, {"step": 0, "key": key_of(row), "avg_prob": value})
     assert read_baseline(tmp_path, reward, 1)(rows).score.tolist() == [0.25, 0.5]
-    old = {"step": 0, "key": hashlib.sha256(b"a b?").hexdigest()[:16], "avg_prob": 0.75}
+    old = {"step": 0, "key": hashlib.sha256(b"a b?").hexdigest()[:16], "id": "1", "avg_prob": 0.75}
     (tmp_path / FILE).write_text(json.dumps(old) + "\n")
     assert read_baseline(tmp_path, reward, 1)(rows[:1]).score.tolist() == [0.75], "an older workdir"
+    with pytest.raises(UserError, match="no line for question 2.*train.steps"):
+        read_baseline(tmp_path, reward, 1)(rows)

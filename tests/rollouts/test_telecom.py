@@ -8,7 +8,7 @@ import pytest
 
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.tokenizer import save_tokenizer
-from rl_likelihood.rollouts.conversations import Conversations, messages_of, spoken
+from rl_likelihood.rollouts.conversations import Conversations, messages_of, written_by_model
 from rl_likelihood.run_model import random_model
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import REFERENCE
@@ -49,6 +49,6 @@ def test_telecom_is_sampled_and_paid(turns, pace, tmp_path):
     messages = messages_of(task, rollout, 0, 0)
     assert [m["role"] for m in messages] == ["assistant", "environment", "assistant"][: 2 * turns - 1]
     assert all("call" in m["text"] for m in messages if m["role"] == "environment")
-    assert spoken(messages).count(" | ") >= turns - 1
+    assert written_by_model(messages).count(" | ") >= turns - 1
     scored = task.tokenizer.decode(rollout.completion[0, 0][rollout.segment[0, 0] == REFERENCE])
     assert scored.count("reseat_sim_card") == scored.count("done") == turns  # before each message
