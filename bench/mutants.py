@@ -41,7 +41,7 @@ EVALUATE, STATISTICS = "evaluation/test_evaluate.py", "evaluation/test_statistic
 BATCHES, POSTERIOR = "rollouts/test_batches.py", "learner/test_posterior.py"
 OWN_FILES = "datasets/test_own_files.py"
 ANSWERS = "grading/test_mathematics.py -k nothing_else"
-CHOICES = "grading/test_graders.py -k 'choice or named or numeric'"
+CHOICES = "grading/test_graders.py grading/test_choice.py -k 'choice or named or numeric'"
 
 MUTANTS = [
     # learner: the surrogate
