@@ -19,9 +19,9 @@ from rl_likelihood.rollouts.conversations import (
     number_of,
     say_compiled,
     say_longer,
-    spoken,
     targets_of,
     task_of,
+    written_by_model,
 )
 from rl_likelihood.rollouts.host_rewards import conversation_metrics
 from rl_likelihood.sampler import decode, turns
@@ -78,7 +78,7 @@ def test_a_row_is_references_messages_and_replies_in_turn(loaded):
     messages = messages_of(task, rollout, 0, 0)
     assert [m["role"] for m in messages] == ["assistant", "environment"] * 2 + ["assistant"]
     assert messages[1]["text"] == "reply 1"
-    assert spoken(messages) == " | ".join(messages[k]["text"] for k in (0, 2, 4))
+    assert written_by_model(messages) == " | ".join(messages[k]["text"] for k in (0, 2, 4))
 
 
 def test_a_turn_is_compiled_and_said_once_for_a_width_whatever_the_turn_before(loaded, capsys):
@@ -120,14 +120,16 @@ def test_each_end_of_conversations_is_counted_and_f1_is_absent_without_reference
 
 
 class Some(Words):
-    """Words that fails in the conversations whose numbers are given, each in its own way."""
+    """Words that fails in one conversation of each task whose number is given, each in its own way."""
 
     def __init__(self, tasks, **fails):
         super().__init__()
-        self.tasks, self.fails = tasks, fails
+        self.tasks, self.fails, self.begun = tasks, fails, {}
 
     def start(self, task):
-        number = self.tasks.index(task)
+        number, me = self.tasks.index(task), object()
+        if self.begun.setdefault(number, me) is not me:  # threads start a group's conversations at once
+            number = None
         if number == self.fails.get("start"):
             raise ValueError("no such word")
         return Start({"said": [], "number": number}, [("user", "?")], "go")
@@ -155,11 +157,11 @@ FAILS = {"start": 0, "step": 1, "hang": 2, "text": 3, "surrogate": 4, "reward": 
 def test_whatever_fails_costs_its_own_row_and_is_said_once(loaded, capsys):
     task = dataclasses.replace(loaded[0], config=config(env__seconds=2.0))
     rows = task.train[:8]
-    rollout = sampled(task, loaded[1], Some([task_of(row) for row in rows], **FAILS), rows, group_size=1)
-    failed = rollout.outcomes.failed.reshape(-1)
-    assert np.flatnonzero(failed).tolist() == sorted(FAILS.values()) and not rollout.truncated.any()
-    assert (rollout.outcomes.turns.reshape(-1)[~failed] == 3).all()
-    np.testing.assert_allclose(rollout.outcomes.reward.reshape(-1), np.where(failed, 0, 1.3), rtol=1e-6)
+    rollout = sampled(task, loaded[1], Some([task_of(row) for row in rows], **FAILS), rows, group_size=3)
+    failed = rollout.outcomes.failed
+    assert failed.sum(1).tolist() == [1] * 7 + [0] and not rollout.truncated.any()
+    assert (rollout.outcomes.turns[~failed] == 3).all()
+    np.testing.assert_allclose(rollout.outcomes.reward, np.where(failed, 0, 1.3), rtol=1e-6)
     out = capsys.readouterr().out
     for word in ("start (ValueError: no such word", "SystemExit: bye", "env.seconds = 2", "str and not Reply"):
         assert out.count(word) == 1
