@@ -3,8 +3,8 @@
     python -m bench.compare_bfcl --package=FOLDER --out=bench/compare_bfcl.json
 
 FOLDER holds the package bfcl_eval: a clone of gorilla's berkeley-function-call-leaderboard, or the unpacked wheel. The
-answers to a question are spellings that its rule allows and random changes of them. Random rules with one parameter
-mix options of several types, which the questions hardly do.
+answers to a question are the first spellings of its possible answer and random changes of spellings that the benchmark
+accepts. Random rules with one parameter mix options of several types, which the questions hardly do.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import random
 import sys
 import types
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rl_likelihood.datasets import files
 from rl_likelihood.datasets.bfcl import DATASET, _spellings, records
 from rl_likelihood.grading.bfcl import bfcl
 
+Valid = Callable[[dict, list[dict]], bool | None]
 CHECKER = Path("bfcl_eval/eval_checker/ast_eval/ast_checker.py")
 SPELLINGS, CHANGES, RULES = 4, 24, 2000
 VALUES = ("", "x", "names", 0, 1, 1.0, True, None, [], {}, [1], ["x"], [[]], [{}], [{"a": 1}], {"a": 1})
@@ -35,7 +37,7 @@ OPTIONS = ("", "", "names", "x", 1, 1.0, True, [], [1], ["x"], ["names", 1], [[1
 )
 
 
-def checker(package: str):
+def checker(package: str) -> Valid:
     """The benchmark's `ast_checker`. Its table of models imports every model's client, and is replaced."""
     sys.path.insert(0, package)
     models = types.ModuleType("bfcl_eval.constants.model_config")
@@ -105,6 +107,13 @@ def inside(value: Any, rng: random.Random) -> Any:
     return rng.choice((value + 1, float(value), int(value), str(value), [value]))
 
 
+def answers(record: dict, valid: Valid, rng: random.Random) -> list[list[dict]]:
+    """The first spellings of a question's answer, and random changes of spellings that the benchmark accepts."""
+    spellings = [json.loads(text) for text in itertools.islice(_spellings(record["possible"], record["function"]), 200)]
+    right = list(itertools.islice((calls for calls in spellings if valid(record, calls)), SPELLINGS))
+    return spellings[:SPELLINGS] + [changed(rng.choice(right), record, rng) for _ in range(CHANGES) if right]
+
+
 def rule_of(record: dict) -> str:
     return json.dumps({"possible": record["possible"], "functions": record["function"]})
 
@@ -117,13 +126,9 @@ def main() -> None:
     valid, rng, counts, differ = checker(args.package), random.Random(0), Counter(), []
     cases = [made(rng) for _ in range(RULES)]
     for _, record in records(files.locate([str(Path(args.package) / "bfcl_eval/data")], DATASET)):
-        spellings = itertools.islice(_spellings(record["possible"], record["function"]), 200)
-        allowed = (json.loads(text) for text in spellings if bfcl(rule_of(record), text))
-        right = list(itertools.islice(allowed, SPELLINGS))
-        if right:
-            cases.append((record, [*right, *(changed(rng.choice(right), record, rng) for _ in range(CHANGES))]))
-    for record, answers in cases:
-        for calls in answers:
+        cases.append((record, answers(record, valid, rng)))
+    for record, asked in cases:
+        for calls in asked:
             wanted, found = valid(record, calls), bfcl(rule_of(record), json.dumps(calls))
             counts[f"benchmark: {wanted}"] += 1
             if wanted is not None and wanted is not found:

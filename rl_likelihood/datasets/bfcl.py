@@ -73,10 +73,14 @@ def _spellings(possible: list[dict[str, dict[str, list]]], functions: list[dict]
 
 
 def _value(option: Any) -> Any:
-    """A value out of an option. The fields of an object have options too, and are left out where "" is the first."""
-    if isinstance(option, dict):
+    """A value out of an option. The fields of an object have options too, and are left out where "" is the first.
+
+    An object in which no field has a list of options is a value as it is."""
+    if isinstance(option, list):
+        return [_value(x) for x in option]
+    if isinstance(option, dict) and any(isinstance(v, list) for v in option.values()):
         return {k: _value(v[0]) for k, v in option.items() if isinstance(v, list) and v[0] != ""}
-    return [_value(x) for x in option] if isinstance(option, list) else option
+    return option
 
 
 DATASET = DataSet(

@@ -81,8 +81,8 @@ def system_prompt(prompt: Prompt, style: Style, folder: str | Path = "", at_once
     """What the model is told before the ticket. `full` holds tau2's own policy and workflow, read from its folder.
     `at_once`: the model has one message for all its calls."""
     pace = "all calls in one message" if at_once else "one call at a time"
-    look = "" if at_once else " Look before you repair, and test after each repair."
-    filled = {"call": message([Call("reboot_device", {})], style), "pace": pace, "look": look}
+    look = "- Look the customer and the line up first. Look before you repair, and test after each repair.\n"
+    filled = {"call": message([Call("reboot_device", {})], style), "pace": pace, "look": "" if at_once else look}
     if prompt == "compact":
         filled["tools"] = "\n".join(map(signature, TOOLS.values()))
     else:

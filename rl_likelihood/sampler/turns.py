@@ -94,11 +94,12 @@ def take_turn(
     prefix: TurnPrefix,
     request: Request,
     settings: TurnSettings,
-    announce: Callable[[int, Hashable], None] = lambda positions, shape: None,
+    announce: Callable[[int, int, int, Hashable], None] = lambda earlier, reply, message, shape: None,
 ) -> tuple[Rows, Turn]:
     """One turn: appends the given ids, then samples at most `settings.max_tokens` ids, up to an end-of-sequence id.
 
-    Before a turn after the first, `announce` gets a row's positions and the shape for which the turn is compiled.
+    Before a turn after the first, `announce` gets a row's positions (those of earlier tokens, of the given ids, of the
+    sampled ones) and the shape for which the turn is compiled.
     """
     width = padded(int(np.asarray(rows.used.sum(-1)).max()))
     padding = padded(prefix.ids.shape[-1]) - prefix.ids.shape[-1]
@@ -106,10 +107,10 @@ def take_turn(
         ids=np.pad(prefix.ids, [(0, 0), (0, 0), (0, padding)], constant_values=int(request.pad_id)),
         count=np.where(prefix.going, prefix.count, 0),
     )
-    positions = width + prefix.ids.shape[-1] + settings.max_tokens
+    given = prefix.ids.shape[-1]
     if width:
-        announce(positions, (width, prefix.ids.shape, request.prompt.shape, settings))
-    rows = packed(rows, width, positions, _axes(request, settings.mesh), settings.mesh)
+        announce(width, given, settings.max_tokens, (prefix.ids.shape, request.prompt.shape, settings))
+    rows = packed(rows, width, width + given + settings.max_tokens, _axes(request, settings.mesh), settings.mesh)
     return turn(weights, rows._replace(cache=Cache(rows.cache.prompt, ())), rows.cache.own, prefix, request, settings)
 
 

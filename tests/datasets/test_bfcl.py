@@ -146,8 +146,16 @@ def test_a_question_becomes_a_row_with_other_spellings(tmp_path):
 
 
 def test_an_answer_that_its_own_rule_refuses_is_left_out(tmp_path):
-    (row,) = rows(folder(tmp_path, POSSIBLE | {"height": [{"a": 1}]}))
+    (row,) = rows(folder(tmp_path, POSSIBLE | {"height": [""]}))  # required, and may only be left out
     assert isinstance(row, Skipped)
+
+
+def test_an_object_inside_an_object_may_be_a_value_without_options(tmp_path):
+    """As in live_multiple_121-46-0."""
+    car = {"position": [{"lateral": 10.5, "longitudinal": 50}], "orientation": [30]}
+    (row,) = rows(folder(tmp_path, POSSIBLE | {"shape": [car]}))
+    shape = {"position": {"lateral": 10.5, "longitudinal": 50}, "orientation": 30}
+    assert isinstance(row, Row) and json.loads(row.example.answer)[0]["arguments"]["shape"] == shape
 
 
 def test_questions_without_possible_answers_are_refused(tmp_path):

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from configs.telecom import get_config
+from rl_likelihood.data.tokenizer import load_tokenizer
 from rl_likelihood.envs import telecom, telecom_agent, telecom_device
 from rl_likelihood.envs.telecom_phone import band, search, speed
-from rl_likelihood.envs.telecom_rollouts import system_prompt
+from rl_likelihood.envs.telecom_rollouts import Telecom, system_prompt
 from rl_likelihood.envs.telecom_state import make_world, read_world
 from rl_likelihood.envs.tools import Call
 from rl_likelihood.shapes import UserError
+from rl_likelihood.weights.assets import cache_path
 from tests.envs.small_world import CARRIER, LINE, REAL, USER, needs_tau2, task, world
 
 
@@ -297,6 +300,16 @@ def test_no_reference_call_can_be_left_out_at_the_end(tau2):
     for job in [job for job in list(tasks.values())[::45] if "ACTION" not in job.basis]:
         state, _ = replayed(start, job, job.reference[:-1])
         assert telecom.reward(job, state, job.reference[:-1], ended=True) == 0.0, job.id
+
+
+@needs_tau2
+def test_the_config_cuts_no_reference_of_a_base_task(tau2):
+    if not cache_path("smollm2-135m-instruct").is_file():
+        pytest.skip("SmolLM2 is not in the cache: python -m rl_likelihood.weights.assets smollm2-135m-instruct")
+    encode = load_tokenizer(cache_path("smollm2-135m-instruct")).encode
+    environment = Telecom(*tau2[:2], system="")  # in hermes, the longest style
+    references = [environment.start({"task": name}).reference for name in tau2[2]["base"]]
+    assert max(len(encode(text)) for text in references) < get_config().prompt.max_answer
 
 
 def test_the_document_has_both_prompts():

@@ -88,9 +88,8 @@ def test_conversations_hold_only_the_rows_that_run_at_the_same_time():
     weights = jax.eval_shape(lambda p: decode.decoding_layout(p, few.model), programs.abstract_params(few.model))
     (_, rows, own, given, _), _ = (turn := programs.trace_turn(few, weights)).args_info
     c = few.config.sampler
-    width = turns.padded(
-        2 * c.max_chain + c.max_env_tokens
-    )  # of three messages and two replies, what precedes the last
+    # Of three messages and two replies, what precedes the last.
+    width = turns.padded(2 * c.max_chain + c.max_env_tokens)
     assert own[0][0].shape[-1] == rows.used.shape[-1] == width + given.ids.shape[-1] + c.max_chain
     assert given.ids.shape[-1] == turns.padded(c.max_env_tokens)
     out, written = turn.out_info

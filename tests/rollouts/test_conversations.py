@@ -87,9 +87,10 @@ def test_a_turn_is_compiled_and_said_once_for_a_width_whatever_the_turn_before(l
     for _ in range(2):
         sampled(*loaded, Words())
     # At most 64 earlier tokens in the second turn and in the third, 64 for a reply, 8 for a message.
-    assert capsys.readouterr().out.count("compiles a turn of") == 1
+    assert capsys.readouterr().out.count("compiles a turn") == 1
     sampled(*loaded, Words(), loaded[0].train[:1])
-    assert capsys.readouterr().out.count("compiles a turn of 136 positions") == 1
+    words = "compiles a turn: 64 earlier positions, 64 of a reply, 8 of a message"
+    assert capsys.readouterr().out.count(words) == 1
     assert turns.turn._cache_size() == 2 * 2, "the first turn and the later ones, of two prompts and of one"
 
 
