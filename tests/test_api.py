@@ -128,6 +128,7 @@ def test_a_prompt_that_just_fits_is_not_refused(run, monkeypatch):
         (lambda run: api.score(run, "3 + 4", "", ""), "empty answer"),
         (lambda run: api.load_run(run.workdir, 9), "no checkpoint of step 9"),
         (lambda run: api.load_run("gs://bucket"), "as gs://bucket/run"),
+        (lambda run: api.load_run(Path("gs://bucket/run")), "workdir is gs:/bucket/run, which is no folder"),
         (lambda run: api.train("configs/tiny.py", run.workdir), "api.config"),
         (lambda run: api.train(api.config(), "gs:/bucket/run"), "workdir is gs:/bucket/run"),
         (lambda run: api.train(api.config(fields={"optim.lr": "high"}), run.workdir), "optim.lr is 'high'"),
@@ -159,6 +160,11 @@ def test_a_run_in_a_bucket_is_loaded_from_a_copy(run, tmp_path, monkeypatch):
     assert loaded.step == 1 and loaded.task.config == run.task.config
     assert loaded.metrics["reward/mean"].tolist() == run.metrics["reward/mean"].tolist()
     assert list(tmp_path.glob("run-*")) == [loaded.workdir], "while Python runs"
+    (copy.folder / "config.json").unlink()
+    copy.upload()
+    with pytest.raises(UserError, match="holds no config.json"):
+        api.load_run("gs://bucket/run")
+    assert list(tmp_path.glob("run-*")) == [loaded.workdir], "none is left of a failed load"
 
 
 def test_importing_sets_what_the_commands_set(tmp_path):
