@@ -247,7 +247,11 @@ class Score:
 
 
 def score(run: Run, prompt: str, chain: str, answer: str) -> Score:
-    """Scores a chain and a reference answer after it: their log-probs, and rewards."""
+    """Scores a chain and a reference answer after it: their log-probs, and rewards.
+
+    Missing are rewards with token weights (`nrt`, `r3`, `weighted_*`), with other answers (`log_prob_any`,
+    `option_prob`), of a group, of the text (rules, graders), and of a second model.
+    """
     task = run.task
     (row,) = run.encoded([Example("prompt", prompt, answer, chain)])
     targets = [completion_ids(row, text, task.tokenizer, task.fmt) for text in (chain, "")]

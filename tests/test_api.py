@@ -38,7 +38,9 @@ def test_a_config_of_a_file_with_other_fields():
     assert flatten(api.config())["model.preset"] == ""
     with pytest.raises(UserError, match="no field optim.lrr; did you mean optim.lr?"):
         api.config(fields={"optim.lrr": 1.0})
-    with pytest.raises(UserError, match="no field sampler.top_p: .*biases the policy gradient; eval.top_p is for"):
+    with pytest.raises(
+        UserError, match="with log-probs of the whole distribution they would bias .*; eval.top_p is for"
+    ):
         api.config(fields={"sampler.top_p": 0.9})
     with pytest.raises(UserError, match="optim is a group of fields; set one of them, such as optim.name"):
         api.config(fields={"optim": 1e-3})
