@@ -1,6 +1,6 @@
 # The package with its configs, as tpu_setup/jobset.sh and a CPU want it. Not built in CI.
 #   docker build -t registry/rl_likelihood .                                # a CPU
-#   docker build -t registry/rl_likelihood --build-arg EXTRAS=tpu .         # TPUs; more: EXTRAS=tpu,hub
+#   docker build -t registry/rl_likelihood --build-arg EXTRAS=tpu .         # TPUs; more: EXTRAS=tpu,ray
 #   docker run --rm -v "$PWD/runs:/app/runs" registry/rl_likelihood \
 #     python -m rl_likelihood.train --config=configs/tiny.py --workdir=runs/tiny
 FROM python:3.11.14-slim-bookworm

@@ -155,7 +155,16 @@ def train(config: ConfigDict, workdir: str | Path, force: bool = False) -> Run:
 def load_run(workdir: str | Path, step: int | None = None) -> Run:
     """The run in a workdir, with the model of one checkpoint (by default the newest). A run in a bucket is copied to a
     temporary folder, which Python deletes when it ends."""
-    workdir = _COPIES.enter_context(bucket.copied(os.path.expanduser(workdir), step))
+    if not bucket.is_address(workdir):
+        refuse_address("workdir", str(workdir))
+    with contextlib.ExitStack() as copies:
+        folder = copies.enter_context(bucket.copied(os.path.expanduser(workdir), step))
+        run = _loaded(folder, step)
+        _COPIES.enter_context(copies.pop_all())
+    return run
+
+
+def _loaded(workdir: Path, step: int | None) -> Run:
     c = tree()
     if not (workdir / CONFIG).exists():
         raise UserError(f"{workdir} holds no {CONFIG}; give the workdir of a run")
@@ -238,7 +247,11 @@ class Score:
 
 
 def score(run: Run, prompt: str, chain: str, answer: str) -> Score:
-    """Scores a chain and a reference answer after it: their log-probs, and rewards."""
+    """Scores a chain and a reference answer after it: their log-probs, and rewards.
+
+    Missing are rewards with token weights (`nrt`, `r3`, `weighted_*`), with other answers (`log_prob_any`,
+    `option_prob`), of a group, of the text (rules, graders), and of a second model.
+    """
     task = run.task
     (row,) = run.encoded([Example("prompt", prompt, answer, chain)])
     targets = [completion_ids(row, text, task.tokenizer, task.fmt) for text in (chain, "")]

@@ -94,8 +94,8 @@ def no_field(name: str, known: Collection[str]) -> str:
         return f"{name} is a group of fields; set one of them, such as {inside[0]}"
     if name in ("sampler.top_p", "sampler.top_k", "sampler.min_p"):
         return (
-            f"the config has no field {name}: training would never sample what the cut leaves out, which biases the "
-            f"policy gradient; {name.replace('sampler', 'eval')} is for evaluations"
+            f"the config has no field {name}: training has no cuts, because with log-probs of the whole distribution "
+            f"they would bias the policy gradient; {name.replace('sampler', 'eval')} is for evaluations"
         )
     near = nearest(name, known) or next((f for f in known if f.endswith(name.rpartition(".")[2])), "")
     hint = f"did you mean {near}?" if near else "docs/config.md lists all fields"

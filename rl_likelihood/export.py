@@ -97,39 +97,55 @@ def lora_of(workdir: Path, meta: dict[str, Any]) -> LoraConfig:
     return fields.read(LoraConfig, meta["lora"], "lora.")
 
 
-def published_base(workdir: Path) -> str:
-    """Where peft finds exactly the base of a run's adapters: a name of the Hugging Face Hub, or a folder. "" if it is
-    in neither."""
+def hub_model(model_path: str, name: str) -> tuple[str, str]:
+    """(name, commit) of the model of the Hugging Face Hub at `model_path`, from the path alone: the files may be gone.
+    `name`: model.path. ("", "") if the path is not that model's in the Hub's cache."""
+    cache, parts = f"models--{name.replace('/', '--')}", Path(model_path).parts
+    return (name, parts[parts.index(cache) + 2]) if cache in parts else ("", "")  # cache/snapshots/COMMIT
+
+
+def published_base(workdir: Path) -> tuple[str, str]:
+    """Where peft finds exactly the base of a run's adapters: (a name of the Hub, its commit), or (a folder, "").
+    ("", "") if it is in neither."""
     model_path, meta = checkpoint.describe(workdir)[2:]
     kind, folder, config = lora_of(workdir, meta).base_dtype, Path(model_path), meta["config"]
-    if config["warm_start.steps"] or kind == "int8" or not (folder / CONFIG).exists():
-        return ""
-    if kind == "bfloat16" and not is_bfloat16(folder):
-        return ""
-    of_hub = f"models--{config['model.path'].replace('/', '--')}" in folder.parts  # the Hub's cache
-    return config["model.path"] if of_hub else str(folder.resolve())
+    there = (folder / CONFIG).exists()
+    if config["warm_start.steps"] or kind == "int8" or (kind == "bfloat16" and not (there and is_bfloat16(folder))):
+        return "", ""
+    name, commit = hub_model(model_path, config["model.path"])
+    return (name, commit) if name or not there else (str(folder.resolve()), "")
 
 
-def refuse_local_base(base: str) -> None:
-    """UserError unless the `published_base` is a name of the Hub."""
-    if not base or os.path.isabs(base):
+def refuse_local_base(workdir: Path) -> None:
+    """UserError unless the `published_base` is a model of the Hub."""
+    model_path, meta = checkpoint.describe(workdir)[2:]
+    (base, commit), config = published_base(workdir), meta["config"]
+    if commit:
+        return
+    name, kind = hub_model(model_path, config["model.path"])[0], lora_of(workdir, meta).base_dtype
+    if name and kind == "bfloat16" and not config["warm_start.steps"] and not Path(model_path, CONFIG).exists():
         raise UserError(
-            f"--push with --adapters: the base of these adapters is {base or 'a folder that --out will hold'}, not a "
-            "model of the Hugging Face Hub; leave out --adapters, which pushes one model"
+            f"--push with --adapters: lora.base_dtype is 'bfloat16', and without {model_path} it is unknown whether "
+            f"{name} is stored in bfloat16; export on a machine with that folder, or leave out --adapters, which "
+            "pushes one model"
         )
+    raise UserError(
+        f"--push with --adapters: the base of these adapters is {base or 'a folder that --out will hold'}, not a "
+        "model of the Hugging Face Hub; leave out --adapters, which pushes one model"
+    )
 
 
 def export_adapters(workdir: Path, cfg: ModelConfig, adapters: Params, out: Path, dtype: str = "float32") -> None:
     """Writes the adapters to a folder for peft. Also writes their base model, rounded as in training, to `out`/base,
     unless it is the `published_base`."""
     files.refuse_adapters(out, cfg.family)
-    base, (model_path, meta) = published_base(workdir), checkpoint.describe(workdir)[2:]
+    (base, commit), (model_path, meta) = published_base(workdir), checkpoint.describe(workdir)[2:]
     lora = lora_of(workdir, meta)
     if not base:
         base = str((out / "base").resolve())
         params = as_base(checkpoint.restore_params(workdir / checkpoint.INITIAL)[1], lora)
         export(cfg, merged(params, {"layers": {}}, lora), tokenizer_path(workdir, model_path), base, dtype)
-    files.save_adapters(out, adapters, lora, base, dtype)
+    files.save_adapters(out, adapters, lora, base, dtype, commit)
 
 
 def main() -> None:
@@ -150,7 +166,7 @@ def write(workdir: Path, out: Path) -> None:
     if not flag.force:
         refuse_another(out, workdir)
     if flag.push and flag.adapters:
-        refuse_local_base(published_base(workdir))
+        refuse_local_base(workdir)
     cfg, params, step, model_path = checkpoint.restore_params(workdir, flag.step, alone=flag.adapters)
     try:
         if flag.adapters:

@@ -190,7 +190,7 @@ def learn(c: Config, session: Session, resume: int | None, saved_model: Model | 
     programs = StepPrograms(task, devices, optimizer, judge)
     step, steps, ended, write_seconds = int(state.step), c.train.steps, False, 0.0
     source = make_source(task, devices, r.workdir, step, queue, judge)
-    profile, alarms = Profile(r.workdir, c.report.profile), first_alarms(r, step)
+    profile, alarms = Profile(r.workdir, c.report.profile, step), first_alarms(r, step)
     with Progress("trained", steps, "steps", done=step) as progress, closing(source), closing(profile):
         try:
             while True:

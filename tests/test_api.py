@@ -38,7 +38,9 @@ def test_a_config_of_a_file_with_other_fields():
     assert flatten(api.config())["model.preset"] == ""
     with pytest.raises(UserError, match=r"no field optim.lrr; did you mean optim\.lr\?"):
         api.config(fields={"optim.lrr": 1.0})
-    with pytest.raises(UserError, match="no field sampler.top_p: .*biases the policy gradient; eval.top_p is for"):
+    with pytest.raises(
+        UserError, match="with log-probs of the whole distribution they would bias .*; eval.top_p is for"
+    ):
         api.config(fields={"sampler.top_p": 0.9})
     with pytest.raises(UserError, match="optim is a group of fields; set one of them, such as optim.name"):
         api.config(fields={"optim": 1e-3})
@@ -128,6 +130,7 @@ def test_a_prompt_that_just_fits_is_not_refused(run, monkeypatch):
         (lambda run: api.score(run, "3 + 4", "", ""), "empty answer"),
         (lambda run: api.load_run(run.workdir, 9), "no checkpoint of step 9"),
         (lambda run: api.load_run("gs://bucket"), "as gs://bucket/run"),
+        (lambda run: api.load_run(Path("gs://bucket/run")), "workdir is gs:/bucket/run, which is no folder"),
         (lambda run: api.train("configs/tiny.py", run.workdir), "api.config"),
         (lambda run: api.train(api.config(), "gs:/bucket/run"), "workdir is gs:/bucket/run"),
         (lambda run: api.train(api.config(fields={"optim.lr": "high"}), run.workdir), "optim.lr is 'high'"),
@@ -159,6 +162,11 @@ def test_a_run_in_a_bucket_is_loaded_from_a_copy(run, tmp_path, monkeypatch):
     assert loaded.step == 1 and loaded.task.config == run.task.config
     assert loaded.metrics["reward/mean"].tolist() == run.metrics["reward/mean"].tolist()
     assert list(tmp_path.glob("run-*")) == [loaded.workdir], "while Python runs"
+    (copy.folder / "config.json").unlink()
+    copy.upload()
+    with pytest.raises(UserError, match="holds no config.json"):
+        api.load_run("gs://bucket/run")
+    assert list(tmp_path.glob("run-*")) == [loaded.workdir], "none is left of a failed load"
 
 
 def test_importing_sets_what_the_commands_set(tmp_path):

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.numpy import load_file
 
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.tokenizer import load_tokenizer
-from rl_likelihood.export import export, export_adapters, refuse_another, refuse_workdir, run_id
+from rl_likelihood.export import export, export_adapters, refuse_another, refuse_local_base, refuse_workdir, run_id
 from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.model.lora import LoraConfig, merged
 from rl_likelihood.runtime import checkpoint
@@ -220,8 +221,8 @@ def uploaded(requests):
 
 
 def test_adapters_of_a_model_of_the_hub_name_it_and_are_pushed(tmp_path):
-    of_hub, snapshot = tmp_path / "hub", "models--org--small/snapshots/0"
-    lora_run(of_hub, CONFIGS["qwen3"], of_folder="float32", warm_start=0, model=snapshot)
+    snapshot = "models--org--small/snapshots/0"
+    lora_run(tmp_path / "hub", CONFIGS["qwen3"], of_folder="float32", warm_start=0, model=snapshot)
     lora_run(tmp_path / "folder", CONFIGS["qwen3"], of_folder="float32", warm_start=0)
     lora_run(tmp_path / "int8", CONFIGS["qwen3"], "int8", "float32", warm_start=0, model=snapshot)
     lines = [[f"--workdir={tmp_path / n}", f"--out={tmp_path / 'out' / n}"] for n in ("hub", "folder", "int8")]
@@ -231,10 +232,30 @@ def test_adapters_of_a_model_of_the_hub_name_it_and_are_pushed(tmp_path):
     assert done.returncode == 0, done.stderr
     sent = uploaded(requests)[1]
     assert set(sent) == {"adapter_config.json", "adapter_model.safetensors"}
-    assert json.loads(base64.b64decode(sent["adapter_config.json"]))["base_model_name_or_path"] == "org/small"
+    config = json.loads(base64.b64decode(sent["adapter_config.json"]))
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/small", "0")
     for other, words in zip(refused, (f"{tmp_path}/folder/model, not", "a folder that --out will hold"), strict=True):
         assert other.returncode == 2 and words in other.stderr and "leave out --adapters" in other.stderr
     assert not (tmp_path / "out" / "folder").exists()
+
+
+def test_adapters_of_a_model_of_the_hub_name_it_on_a_machine_without_its_files(tmp_path):
+    folder, snapshot = tmp_path / "run", "models--org--small/snapshots/0"
+    cfg, adapters = lora_run(folder, CONFIGS["qwen3"], of_folder="float32", warm_start=0, model=snapshot)
+    shutil.rmtree(folder / snapshot)
+    refuse_local_base(folder)
+    export_adapters(folder, cfg, adapters, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == "org/small"
+    assert not (tmp_path / "out" / "base").exists()
+
+
+def test_whether_a_missing_folder_of_the_hub_is_in_bfloat16_is_unknown(tmp_path):
+    folder, snapshot = tmp_path / "run", "models--org--small/snapshots/0"
+    lora_run(folder, CONFIGS["qwen3"], "bfloat16", "bfloat16", warm_start=0, model=snapshot)
+    refuse_local_base(folder)
+    shutil.rmtree(folder / snapshot)
+    with pytest.raises(UserError, match=f"without {folder / snapshot} it is unknown whether org/small is"):
+        refuse_local_base(folder)
 
 
 def test_a_folder_is_pushed_to_the_hub_with_the_token_and_without_what_names_this_machine(tmp_path):

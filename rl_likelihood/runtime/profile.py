@@ -17,11 +17,14 @@ FOLDER = "profile"  # in a workdir
 
 class Profile:
     """Traces steps into the workdir. `steps`: (first, last), or () for no trace. A run that resumes between them traces
-    what is left of them. Of several processes only process 0 traces, because they share the workdir."""
+    what is left of them; `done` is its last step. Of several processes only process 0 traces, because they share the
+    workdir."""
 
-    def __init__(self, workdir: Path, steps: tuple[int, ...]) -> None:
+    def __init__(self, workdir: Path, steps: tuple[int, ...], done: int = 0) -> None:
         self.folder, self.running, self.began = workdir / FOLDER, False, (0, 0.0)
         self.steps = steps if steps and distributed.first() else (0, 0)
+        if steps and done >= steps[1]:
+            say(f"profile  nothing is traced: step {steps[1]}, the last of report.profile, is already done")
 
     def before(self, step: int) -> None:
         """To be called before step number `step`."""

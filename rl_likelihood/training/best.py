@@ -8,7 +8,7 @@ from typing import Any
 
 from rl_likelihood.report.metric_table import higher_is_better, metric
 from rl_likelihood.report.table_text import number
-from rl_likelihood.runtime import distributed, run_files
+from rl_likelihood.runtime import checkpoint, distributed, run_files
 from rl_likelihood.shapes import UserError
 
 FAST = "step "  # begins the stage of the evaluations every train.eval_every steps, which may be smaller
@@ -37,8 +37,10 @@ def best_of(
 def best_line(workdir: Path, name: str, fast_split: bool) -> str:
     """The console's line about the best step of a run that has ended."""
     row = best_of(run_files.read(workdir / run_files.EVAL), name, higher_is_better(name), fast_split)[0]
-    value = number(row[name], metric(name))
-    return f"best     {name} {value} after step {row['step']}; evaluate and export take --step={row['step']}"
+    step, value = row["step"], number(row[name], metric(name))
+    kept = (workdir / checkpoint.FOLDER / str(step)).is_dir()  # not in a run that had no train.best
+    where = f"; evaluate and export take --step={step}" if kept else " (its checkpoint was not kept)"
+    return f"best     {name} {value} after step {step}{where}"
 
 
 class Best:

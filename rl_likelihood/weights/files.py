@@ -255,9 +255,10 @@ def refuse_adapters(path: str | os.PathLike, family: str) -> None:
 
 
 def save_adapters(
-    path: str | os.PathLike, adapters: Params, lora: LoraConfig, base: str, dtype: str = "float32"
+    path: str | os.PathLike, adapters: Params, lora: LoraConfig, base: str, dtype: str = "float32", commit: str = ""
 ) -> None:
-    """Write a folder that peft loads onto the model `base`: a folder, or a name of the Hugging Face Hub."""
+    """Write a folder that peft loads onto the model `base`: a folder, or a name of the Hugging Face Hub with its
+    commit."""
     path, arrays = Path(path), {}
     for name in lora.targets:
         a, b = (np.asarray(adapters["layers"][f"{name}_{part}"]).astype(jax.numpy.dtype(dtype)) for part in "ab")
@@ -272,6 +273,7 @@ def save_adapters(
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
+        "revision": commit or None,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "target_modules": [NAMES[name].hf.split(".")[1] for name in lora.targets],

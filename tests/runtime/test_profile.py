@@ -16,7 +16,7 @@ from rl_likelihood.config import build
 from rl_likelihood.runtime.profile import PARTS, SAMPLING, Op, Profile, device_ops, seconds
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.shapes import UserError
-from tests.runs import small_config
+from tests.runs import run, small_config
 from tests.runtime.processes import processes_of, said
 
 TWO = """
@@ -65,6 +65,16 @@ def test_a_run_that_resumes_between_the_steps_traces_the_rest(tmp_path, monkeypa
         profile.after(step)
     out = capsys.readouterr().out
     assert "steps 3 to 4 in" in out and "2 steps" in out and out.count("profile ") == 2
+
+
+def test_a_run_that_resumes_after_the_steps_says_that_nothing_is_traced(tmp_path, capsys):
+    c = {"train__steps": 3, "report__profile": (1, 2), "eval__prompts": 0}
+    folder = run(tmp_path / "run", train__steps=2, eval__prompts=0)
+    assert "profile" not in capsys.readouterr().out
+    run(folder, **c)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("profile ")]
+    assert line == "profile  nothing is traced: step 2, the last of report.profile, is already done"
+    assert not (folder / "profile").exists()
 
 
 def test_a_run_that_ends_between_the_steps_says_that_it_has_no_summary(tmp_path, capsys):

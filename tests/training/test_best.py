@@ -1,5 +1,7 @@
 """The best evaluation, the checkpoint that is kept for it, the end of a run without progress, and a longer run."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,7 @@ def test_an_evaluation_of_other_questions_or_samples_is_not_compared():
 def test_a_finished_run_names_its_best_step(tmp_path):
     for row in evaluations(0.25, 0.75, 0.5):
         run_files.append(tmp_path / run_files.EVAL, row)
+    (tmp_path / checkpoint.FOLDER / "10").mkdir(parents=True)
     line = best.best_line(tmp_path, "greedy_success", fast_split=False)
     assert line == "best     greedy_success 75.0% after step 10; evaluate and export take --step=10"
 
@@ -88,6 +91,18 @@ def test_a_run_without_progress_ends_keeps_its_best_step_and_stays_ended(tmp_pat
     assert run_files.read(tmp_path / "run" / "STATUS")[0]["state"] == "done"
     run(tmp_path / "run", **few)
     assert len(run_files.read(tmp_path / "run" / "metrics.jsonl")) == 2
+
+
+def test_a_best_step_of_a_run_that_did_not_keep_it_is_not_offered(tmp_path, capsys):
+    """Without train.best only the newest checkpoints are kept, and the first evaluation is the best of equal ones."""
+    few = {"train__eval_every": 1, "train__keep_checkpoints": 2, "optim__lr": 1e-30, "eval__samples": 1}
+    folder = run(tmp_path / "run", **few)
+    assert checkpoint.latest_step(folder) == 4 and not (folder / "checkpoints" / "0").exists()
+    assert "best " not in capsys.readouterr().out
+    run(folder, train__best="perplexity", **few)
+    assert re.search(
+        r"^best     perplexity [\d.]+ after step 0 \(its checkpoint was not kept\)$", capsys.readouterr().out, re.M
+    )
 
 
 def test_a_run_ended_by_smaller_evaluations_stays_ended(tmp_path):
