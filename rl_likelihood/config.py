@@ -87,18 +87,18 @@ def flatten(config: ConfigDict | Any, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def no_field(name: str, known: Collection[str]) -> str:
-    """What is wrong with a name that is none of the config's fields `known`."""
+def no_field(name: str, known: Collection[str], prefix: str = "") -> str:
+    """What is wrong with a name that is none of the config's fields `known`. `prefix`: of a field in the advice."""
     inside = sorted((f for f in known if f.startswith(f"{name}.")), key=lambda f: not f.endswith(".name"))
     if inside:
-        return f"{name} is a group of fields; set one of them, such as {inside[0]}"
+        return f"{name} is a group of fields; set one of them, such as {prefix}{inside[0]}"
     if name in ("sampler.top_p", "sampler.top_k", "sampler.min_p"):
         return (
             f"the config has no field {name}: training has no cuts, because with log-probs of the whole distribution "
-            f"they would bias the policy gradient; {name.replace('sampler', 'eval')} is for evaluations"
+            f"they would bias the policy gradient; {prefix}{name.replace('sampler', 'eval')} is for evaluations"
         )
     near = nearest(name, known) or next((f for f in known if f.endswith(name.rpartition(".")[2])), "")
-    hint = f"did you mean {near}?" if near else "docs/config.md lists all fields"
+    hint = f"did you mean {prefix}{near}?" if near else "docs/config.md lists all fields"
     return f"the config has no field {name}; {hint}"
 
 

@@ -235,7 +235,7 @@ def explained(error: BaseException, argv: list[str]) -> str:
         name = argument.removeprefix("--config.").partition("=")[0]
         if not argument.startswith("--config.") or name in fields:
             continue
-        return no_field(name, fields)
+        return no_field(name, fields, "--config.")
     return _first_sentence(error)
 
 
