@@ -10,7 +10,7 @@ REFUSED = [
     (["--config=configs/tiny.py", "--config.reward.nam=prob"], ["nam", "name"]),
     (["--config=configs/tiny.py", "--config.train.steps=many"], ["train.steps", "many"]),
     (["--config=configs/tiny.py", "--config.learning_rate=1e-4"], ["no field learning_rate"]),
-    (["--config=configs/tiny.py", "--config.sampler.top_p=0.9"], ["no field sampler.top_p", "--config.eval.top_p is for"]),
+    (["--config=configs/tiny.py", "--config.sampler.top_p=0.9"], ["no field sampler.top_p", "--config.eval.top_p is"]),
     (["--config=configs/tiny.py", "--config.train.batch_size=8"], ["no field train.batch_size"]),
     (["--config="], ["--config is empty"]),
     (["--config=configs"], ["which is a folder"]),
