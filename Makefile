@@ -50,6 +50,7 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check -q .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/oxlint --deny-warnings rl_likelihood/report/page
+	$(VENV)/bin/hadolint Dockerfile
 
 bench: $(VENV)/.test
 	@set -e; for script in speed evaluation; do echo "== bench/$$script.py"; $(RUN) -m bench.$$script; done

