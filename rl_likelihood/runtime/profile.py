@@ -56,6 +56,7 @@ class Profile:
 # Names of the sampler's jitted functions, and the parts of a step.
 SAMPLING = (
     *("prefill", "decode_until", "fill", "longer", "empty_slots", "start_rows", "turn", "generate", "generate_spread"),
+    *("packing_order", "packed_layer"),  # the caches before a turn
     *("prepare", "outer", "layer"),  # the sampler's copy of the weights
 )
 PARTS = ("sampling", "forward", "backward", "update", "other")

@@ -189,16 +189,16 @@ def _turn(
 
 def packed(rows: Rows, width: int, positions: int, axes: Axes, mesh: Mesh | None) -> Rows:
     """The rows with their tokens in the first `width` of `positions` positions. The old caches are deleted."""
-    order, used = _order(rows.used, width, positions, axes, mesh)
+    order, used = packing_order(rows.used, width, positions, axes, mesh)
     own = []
     for layer in rows.cache.own:
-        own.append(_packed_layer(layer, order, positions, axes, mesh))
+        own.append(packed_layer(layer, order, positions, axes, mesh))
         jax.tree.map(lambda x: x.delete(), layer)  # so that only one layer is held twice
     return rows._replace(cache=Cache(rows.cache.prompt, tuple(own)), used=used)
 
 
 @functools.partial(jax.jit, static_argnames=("width", "positions", "axes", "mesh"))
-def _order(
+def packing_order(
     used: Bool[Array, "P G C"], width: int, positions: int, axes: Axes, mesh: Mesh | None
 ) -> tuple[Int[Array, "P G K"], Bool[Array, "P G N"]]:
     """(where the first tokens are, the positions in use once they are packed)."""
@@ -212,7 +212,7 @@ def _order(
 
 
 @functools.partial(jax.jit, static_argnames=("positions", "axes", "mesh"))
-def _packed_layer(
+def packed_layer(
     layer: tuple[Array, Array], order: Int[Array, "P G K"], positions: int, axes: Axes, mesh: Mesh | None
 ) -> tuple[Array, Array]:
     """The keys and values of one layer at the positions in `order`, then free positions."""
