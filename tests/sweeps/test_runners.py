@@ -1,6 +1,7 @@
 """What runners make of processes that end well, fail, crash, are killed, or are interrupted. Small shell commands."""
 
 import contextlib
+import functools
 import os
 import shlex
 import signal
@@ -187,7 +188,10 @@ touch up; while [ ! -e end ]; do sleep 0.05; done; printf "{STATUS}" > STATUS"""
             f"run = runners.Job('run', Path({str(stopped.workdir)!r}), {stopped.command!r})\n"
             "exit(runners.run_local([run], 1, print))"
         )
-        runner = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True)
+        heard = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # also where nohup runs the tests
+        runner = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True, preexec_fn=heard
+        )
         while not (stopped.workdir / "up").exists():
             time.sleep(0.05)
         for number in signals:
