@@ -11,7 +11,7 @@ import pytest
 
 from rl_likelihood.grading import code, run_code
 from rl_likelihood.grading.graders import GRADERS, Grader, countdown
-from rl_likelihood.grading.pool import SHARE, Pool
+from rl_likelihood.grading.pool import ITEMS_PER_WORKER, Pool
 from rl_likelihood.shapes import UserError
 from tests.grading import test_worker
 from tests.programs import isolated
@@ -74,9 +74,9 @@ def test_a_failure_is_none_and_counted_and_the_other_answers_are_graded(how, kin
 def test_a_worker_is_replaced_after_its_share(tmp_path):
     table = {"number": isolated_by(test_worker.process_number)}
     with Pool(workers=1, table=table) as pool:
-        seen, n = str(tmp_path / "seen"), 2 * SHARE + 2
+        seen, n = str(tmp_path / "seen"), 2 * ITEMS_PER_WORKER + 2
         new = pool.grade("number", [seen] * n, [str(i) for i in range(n)])
-        assert [i for i, is_new in enumerate(new) if is_new] == [0, SHARE, 2 * SHARE]
+        assert [i for i, is_new in enumerate(new) if is_new] == [0, ITEMS_PER_WORKER, 2 * ITEMS_PER_WORKER]
         assert pool.counts["workers"] == 3 and pool.failures == 0
 
 
