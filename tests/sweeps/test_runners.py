@@ -1,7 +1,6 @@
 """What runners make of processes that end well, fail, crash, are killed, or are interrupted. Small shell commands."""
 
 import contextlib
-import functools
 import os
 import shlex
 import signal
@@ -184,14 +183,12 @@ touch up; while [ ! -e end ]; do sleep 0.05; done; printf "{STATUS}" > STATUS"""
     for signals, got in (((signal.SIGHUP, signal.SIGHUP), "HUP"), ((signal.SIGUSR1, signal.SIGTERM), "USR1")):
         stopped = job(tmp_path, script, got)
         code = (
-            "from pathlib import Path\nfrom rl_likelihood.sweeps import runners\n"
+            "import signal\nfrom pathlib import Path\nfrom rl_likelihood.sweeps import runners\n"
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # nohup, which may run the tests, ignores it
             f"run = runners.Job('run', Path({str(stopped.workdir)!r}), {stopped.command!r})\n"
             "exit(runners.run_local([run], 1, print))"
         )
-        heard = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # also where nohup runs the tests
-        runner = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True, preexec_fn=heard
-        )
+        runner = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True)
         while not (stopped.workdir / "up").exists():
             time.sleep(0.05)
         for number in signals:
