@@ -75,7 +75,7 @@ def _spellings(possible: list[dict[str, dict[str, list]]], functions: list[dict]
 def _value(option: Any) -> Any:
     """A value out of an option. The fields of an object have options too, and are left out where "" is the first.
 
-    An object in which no field has a list of options is a value as it is."""
+    An object whose fields have no options is already a value."""
     if isinstance(option, list):
         return [_value(x) for x in option]
     if isinstance(option, dict) and any(isinstance(v, list) for v in option.values()):

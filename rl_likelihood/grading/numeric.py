@@ -20,7 +20,8 @@ _LARGEST_FACTORIAL = 3_000
 # it is a little less or more than a whole number.
 _SCALES = tuple(map(Fraction, ("1", "-1", "1", "1/11", "1009", "-211")))
 _NEAR = tuple(Fraction(sign, 1000) for sign in (-1, 1, -1, 1, -1, 1))
-KINK_POINTS = range(len(_SCALES) + 17 + len(_NEAR))
+_HALVES = 17  # multiples of 1/2 from -4 to 4
+KINK_POINTS = range(len(_SCALES) + _HALVES + len(_NEAR))
 
 
 class Irrational(Exception):
@@ -42,7 +43,7 @@ def _point(name: str, k: int) -> Fraction:
     """The value of a symbol at point k. Among the points are positive, negative, small, large and whole numbers."""
     if k in KINK_POINTS[len(_SCALES) :]:
         halves, at = _halves(name), k - len(_SCALES)
-        return halves[at] if at < 17 else math.floor(halves[at - 17]) + _NEAR[at - 17]
+        return halves[at] if at < _HALVES else math.floor(halves[at - _HALVES]) + _NEAR[at - _HALVES]
     digest = hashlib.sha256(f"{k} {name}".encode()).digest()
     if k in WHOLE_POINTS:
         return Fraction(2 + int.from_bytes(digest[:4], "big") % 50)

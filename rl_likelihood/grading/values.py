@@ -111,9 +111,8 @@ def same_value(a: Node, b: Node) -> bool:
     if not symbols(b) <= symbols(a):
         return False
     whole = _has(a, *_OF_WHOLE, "alternating")
-    added = not whole and _has(
-        b, *_OF_WHOLE
-    )  # sines and steps vanish at whole numbers, which are the answer's own then
+    # Only b restricts the points to whole numbers then, where sines and steps vanish.
+    added = not whole and _has(b, *_OF_WHOLE)
     if added and (_has(a, *_STEPS) or _has(b, *_STEPS, "alternating")):
         return False
     points = WHOLE_POINTS if whole or added else _points(a, b)

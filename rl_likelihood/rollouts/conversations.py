@@ -247,9 +247,9 @@ class Conversations:
 
 
 @functools.cache
-def say_compiled(earlier: int, reply: int, message: int, shape: Hashable) -> None:
+def say_compiled(earlier: int, reply: int, sampled: int, shape: Hashable) -> None:
     """Says once for each shape that a turn is compiled, which takes minutes on an accelerator."""
-    say(f"compiles a turn: {earlier:,} earlier positions, {reply:,} of a reply, {message:,} of a message")
+    say(f"compiles a turn: {earlier:,} earlier positions, {reply:,} of a reply, {sampled:,} of a message")
 
 
 def mesh_of(weights: Params) -> Mesh | None:

@@ -94,7 +94,7 @@ def take_turn(
     prefix: TurnPrefix,
     request: Request,
     settings: TurnSettings,
-    announce: Callable[[int, int, int, Hashable], None] = lambda earlier, reply, message, shape: None,
+    announce: Callable[[int, int, int, Hashable], None] = lambda earlier, reply, sampled, shape: None,
 ) -> tuple[Rows, Turn]:
     """One turn: appends the given ids, then samples at most `settings.max_tokens` ids, up to an end-of-sequence id.
 
