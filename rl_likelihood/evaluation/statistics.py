@@ -129,8 +129,9 @@ def _of_conversations(records: Sequence[Record], m: int) -> Columns:
         of = lambda e, ended=ended: None if e.get("end") is None else ended(e)
         q[name] = _mean(_array([[of(e) for e in (r["greedy"], *r["samples"])] for r in records]))
     kinds = [r["kind"] for r in records]
+    by_kind = [k for k in ("greedy_success", "sampled_success", f"pass^{m}", "turns", "calls", "bad_calls") if k in q]
     for kind in sorted(set(kinds) - {""}) if len(set(kinds)) > 1 else ():
-        q[f"greedy_success/{kind}"] = np.where(np.asarray(kinds) == kind, greedy["right"], np.nan)
+        q |= {f"{k}/{kind}": np.where(np.asarray(kinds) == kind, q[k], np.nan) for k in by_kind}
     return q
 
 

@@ -71,7 +71,7 @@ METRICS = {row.name: row for row in _read()}
 # Other keys of a line in the files.
 NOT_METRICS = frozenset({"step", "stage", "data", "records", "records_mc", "examples", "ci95", "questions_of"})
 
-_MARKS = {"{name}": r"(.+)", "{k}": r"(\d+)", "{n}": r"(\d+)"}
+_MARKS = {"{name}": r"(?P<name>.+)", "{k}": r"(?P<k>\d+)", "{n}": r"(?P<n>\d+)"}
 
 
 @functools.cache
@@ -80,11 +80,11 @@ def metric(name: str) -> Metric:
     if name in METRICS:
         return METRICS[name]
     for row in METRICS.values():
-        for mark, pattern in _MARKS.items():
-            before, placeholder, after = row.name.partition(mark)
-            match = re.fullmatch(re.escape(before) + pattern + re.escape(after), name) if placeholder else None
-            if match:
-                return dataclasses.replace(row, name=name, label=row.label.replace(mark, match[1]))
+        pattern = re.escape(row.name)
+        for mark, group in _MARKS.items():
+            pattern = pattern.replace(re.escape(mark), group)
+        if match := re.fullmatch(pattern, name):
+            return dataclasses.replace(row, name=name, label=row.label.format(**match.groupdict()))
     raise KeyError(name)
 
 

@@ -312,8 +312,7 @@ def test_conversations_pass_k_times_and_failed_ones_do_not_count():
     out = summary([question, question | {"kind": ""}])
     assert [out["sampled_success"], out["pass^2"], out["pass^3"], out["pass^4"]] == [0.75, 0.5, 0.25, 0]
     assert [out["pass@2"], out["pass@3"], out["pass@4"]] == [1, 1, 1]
-    assert out["env_reward"] == pytest.approx(0.8) and out["greedy_success/a"] == 1
-    assert "greedy_success/a" not in summary([question, question]), "one kind is all"
+    assert out["env_reward"] == pytest.approx(0.8)
     ends = [right | {"end": "done"}, right | {"end": "transfer"}]
     ends += [wrong | {"end": "out_of_turns", "truncated": True, "calls": calls} for calls in (0, 2)]
     out = summary([question | {"greedy": ends[0], "samples": ends[1:]}])
@@ -321,6 +320,30 @@ def test_conversations_pass_k_times_and_failed_ones_do_not_count():
     left_out = summary([question | {"greedy": failed, "samples": [right, failed, right, failed], "kind": ""}])
     assert left_out["env_reward"] == left_out["sampled_success"] == 1 and left_out["turns"] == 2
     assert "greedy_success" not in left_out and "pass^3" not in left_out and left_out["pass^2"] == 1
+
+
+def test_each_kind_of_conversation_has_its_own_numbers():
+    """Kind a: greedy right, one of two samples right. Kind b: all right, with more messages, calls and bad calls."""
+
+    def conversation(right, turns=2, calls=1, bad_calls=0):
+        counts = {"turns": turns, "calls": calls, "bad_calls": bad_calls, "chain_tokens": 9}
+        return {"right": right, "reward": float(right), "calls_f1": None, "truncated": False, **counts}
+
+    def question(kind, greedy, *samples):
+        return {"conversation": True, "kind": kind, "greedy": greedy, "samples": samples}
+
+    a = question("a", conversation(True), conversation(True, turns=5), conversation(False, calls=4, bad_calls=3))
+    b = question("b", *[conversation(True, turns=6, calls=5, bad_calls=4)] * 3)
+    out = summary([a, b, question("", *[conversation(False)] * 3)])
+    names = ("greedy_success", "sampled_success", "pass^2", "turns", "calls", "bad_calls")
+    assert [out[f"{name}/a"] for name in names] == [1, 0.5, 0, 3, 2, 1]
+    assert [out[f"{name}/b"] for name in names] == [1, 1, 1, 6, 5, 4]
+    assert out["questions_of"]["pass^2/b"] == 1 and unknown(out) == []
+    assert [name for name in out if "/" in name] == [f"{name}/{kind}" for kind in "ab" for name in names]
+    assert not any("/" in name for name in summary([a, a])), "one kind is all"
+    assert [k for k in summary([r | {"samples": []} for r in (a, b)]) if k.endswith("/a")] == [
+        f"{name}/a" for name in ("greedy_success", "turns", "calls", "bad_calls")
+    ]
 
 
 def test_every_share_of_the_table_has_an_exact_interval_where_it_is_zero():

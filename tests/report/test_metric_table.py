@@ -40,6 +40,7 @@ def test_one_row_describes_a_family_and_its_own_row_comes_first():
     assert metric("pass@16").label == "pass@16" and metric("log_prob_mc32").label == "log-prob per token, MC32"
     assert metric("log_prob_mc32_per_token").label == "log-prob per token of all answers, MC32"
     assert metric("reward/prob").label == "reward prob" and metric("reward/mean").label == "reward in training"
+    assert metric("pass^4").label == "pass^4" and metric("pass^4/mms_issue").label == "pass^4 of mms_issue"
     for name in ("pass@many", "log_prob_mc", "rewards/prob", "perplexity_none"):
         with pytest.raises(KeyError):
             metric(name)
