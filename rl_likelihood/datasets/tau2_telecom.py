@@ -24,7 +24,7 @@ _FOLDER = (
     "a2c024725189473d2d7cea3a5cfdbcc67478e41f/data/tau2/domains/telecom/"
 )
 _NEXT = "Which call comes next? Answer with it alone."
-_ALL = "Which calls repair this? Answer with a JSON list of only these, in order, without look-ups and done."
+_ALL = "Which calls solve this ticket? Answer with a JSON list of these alone, in order, without look-ups and done."
 
 Build = Callable[[World, telecom.Task], list[Turn]]
 Reader = Callable[[list[tuple[Path, Path]]], Iterator[tuple[Location, dict | str]]]
