@@ -24,7 +24,7 @@ from rl_likelihood.sampler.draw import Request, choose, request_specs, row_keys
 from rl_likelihood.shapes import AnyArray
 
 # Widths of packed tokens and of replies are rounded up to 0, this, twice this, four times this, ... A turn is compiled
-# once for each pair of them.
+# once for each pair of them and each shape of a batch: those of training and of evaluation.
 WIDTH = 64
 
 

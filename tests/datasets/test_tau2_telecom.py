@@ -73,7 +73,8 @@ def test_every_reference_call_is_a_row_in_its_tasks_split(tmp_path):
     for words in ("Look the customer and the line up first", "test after each repair"):
         looks = [words in row.example.prompt for row in (rows[0], whole[0])]
         assert looks == [True, False], "replies come too late for one message"
-    assert whole[0].example.prompt.endswith("without look-ups and done."), "as the answer"
+    question = whole[0].example.prompt.splitlines()[-1]
+    assert question.startswith("Which calls solve this ticket?") and question.endswith("without look-ups and done.")
     # Many tasks have one ticket: their first rows ask the same and are not duplicates.
     splits, counts = splitting.split_rows(DATASETS["tau2_telecom_turns_all"], everything, 0)
     assert {name: len(some) for name, some in splits.items()} == {"train": 3, "test": 1} and not any(counts)
@@ -91,19 +92,22 @@ def test_what_is_missing_or_wrong_is_named(tmp_path):
 
 @needs_tau2
 @pytest.mark.parametrize(
-    "name, count, train, test",
+    "name, count, train, test, twins",
     [
-        ("tau2_telecom_turns", 516, 354, 162),
-        ("tau2_telecom_turns_all", 13215, 13053, 162),
-        ("tau2_telecom_expert", 2523, 1712, 811),
-        ("tau2_telecom_whole", 114, 74, 40),
-        ("tau2_telecom", 114, 74, 40),
+        ("tau2_telecom_turns", 516, 354, 162, 83),
+        ("tau2_telecom_turns_all", 13215, 13053, 162, 146),
+        ("tau2_telecom_expert", 2523, 1712, 811, 354),
+        ("tau2_telecom_whole", 114, 74, 40, 12),
+        ("tau2_telecom", 114, 74, 40, 12),
     ],
 )
-def test_rows_of_the_real_files(name, count, train, test):
+def test_rows_of_the_real_files(name, count, train, test, twins):
+    """`twins`: test rows whose prompt and answer also stand in a training row."""
     rows_read = read(name, REAL)
     splits, _ = splitting.split_rows(DATASETS[name], rows_read.rows, 0)
     assert (rows_read.count, {s: len(rows) for s, rows in splits.items()}) == (count, {"train": train, "test": test})
+    trained = {(row.example.prompt, row.example.answer) for row in splits["train"]}
+    assert sum((row.example.prompt, row.example.answer) in trained for row in splits["test"]) == twins
     assert all(tool_call(row.example.answer, row.example.answer) for row in rows_read.rows)
     if DATASETS[name].grader == "none":  # conversations: the environment's verdict, reported by kind of issue
         assert {row.example.task for row in rows_read.rows} == {"service_issue", "mobile_data_issue", "mms_issue"}

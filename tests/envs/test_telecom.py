@@ -5,6 +5,7 @@ Expected numbers are tau2's (bench/compare_tau2.py compares every tool with it l
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -292,6 +293,27 @@ def test_order_matters_in_29_of_the_114_base_tasks(tau2):
     reversed_ones = [(job, job.reference[::-1]) for job in base]
     passed = [telecom.reward(job, replayed(start, job, calls)[0], calls, ended=True) for job, calls in reversed_ones]
     assert sum(passed) == 85
+
+
+@needs_tau2
+def test_most_alternatives_solve_the_task_when_made_next(tau2):
+    start, tasks, splits = tau2
+    passed = []
+    for job in [tasks[name] for name in splits["base"]]:
+        for row, other in itertools.combinations(range(len(job.reference)), 2):
+            calls = list(job.reference)
+            calls.insert(row, calls.pop(other))
+            passed.append(telecom.reward(job, replayed(start, job, calls)[0], calls, ended=True))
+    assert (sum(passed), len(passed)) == (1265, 1357)
+
+
+@needs_tau2
+def test_no_test_task_has_the_ticket_and_faults_of_a_training_task(tau2):
+    _, tasks, splits = tau2
+    problems = {name: (job.ticket, *sorted(map(str, job.faults))) for name, job in tasks.items()}
+    trained = {problem for name, problem in problems.items() if name not in splits["test"]}
+    assert not trained & {problems[name] for name in splits["test"]}
+    assert len({job.ticket for job in tasks.values()}) == 5
 
 
 @needs_tau2
