@@ -161,7 +161,7 @@ class Outcomes(struct.PyTreeNode):
     turns: Int[np.ndarray, "P G"]
     calls: Int[np.ndarray, "P G"]
     bad_calls: Int[np.ndarray, "P G"]
-    failed: Bool[np.ndarray, "P G"]  # the environment raised or did not reply in time
+    failed: Bool[np.ndarray, "P G"]  # the environment raised, returned something wrong, or was too slow
 
 
 class Rollout(struct.PyTreeNode):

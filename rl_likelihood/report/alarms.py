@@ -260,7 +260,7 @@ ALARMS: dict[str, Alarm] = {
     "environment failures": _above(
         "env/failures",
         0,
-        "conversations left out because the environment raised or was too slow; a warning above says why; if it only "
-        "needs more time, raise env.seconds",
+        "conversations left out because the environment raised, returned something wrong, or was too slow; a warning "
+        "above says why; if it only needs more time, raise env.seconds",
     ),
 }
