@@ -67,7 +67,10 @@ def config(file: str = "", fields: dict[str, Any] | None = None) -> ConfigDict:
             raise UserError(f"config file {path} does not exist")
         sys.path.insert(0, str(Path(path).resolve().parent.parent))  # configs import one another as configs.NAME
         try:
-            c = runpy.run_path(path)["get_config"](argument)
+            names = runpy.run_path(path)
+            if "get_config" not in names:
+                raise UserError(f"config file {path} has no function get_config()")
+            c = names["get_config"](argument)
         finally:
             sys.path.pop(0)
     known_fields = flatten(c)

@@ -25,12 +25,14 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
+from rl_likelihood import fields
 from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.cli.summary import evaluation_text
 from rl_likelihood.config import build, differences, flatten
 from rl_likelihood.datasets.sources import DataConfig, resolve_prompt
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.lora import LoraConfig, merged
 from rl_likelihood.progress import tell
 from rl_likelihood.run_model import param_shardings, run_on
 from rl_likelihood.runtime import bucket, checkpoint, checksums, distributed, run_files
@@ -118,7 +120,10 @@ def initial_model(c: Config, workdir: Path, meta: dict[str, Any], mesh: Mesh) ->
     another one. `meta`: the JSON part of a checkpoint."""
     if distributed.share((workdir / checkpoint.INITIAL).is_dir()) and not meta["config"]["warm_start.steps"]:
         sharding_of = functools.partial(param_shardings, mesh)
-        return checkpoint.restore_params(workdir / checkpoint.INITIAL, at=sharding_of)[1]
+        if not meta.get("lora"):
+            return checkpoint.restore_params(workdir / checkpoint.INITIAL, at=sharding_of)[1]
+        lora = fields.read(LoraConfig, meta["lora"], "lora.")
+        return merged(checkpoint.restore_base(workdir, lora, sharding_of), {"layers": {}}, lora)
     params, known = load_model(c, mesh)[1], distributed.share(digest_of_beginning(workdir))
     name = model_name(c.model.path, c.model.preset, c.seed)
     if not known:

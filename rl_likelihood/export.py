@@ -27,7 +27,7 @@ from rl_likelihood.cli.command import run_main
 from rl_likelihood.data.tokenizer import save_tokenizer, vocab_bytes
 from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.decoder import ModelConfig, Params, count
-from rl_likelihood.model.lora import LoraConfig, as_base, merged
+from rl_likelihood.model.lora import LoraConfig, merged
 from rl_likelihood.rollouts.local_judge import load_head, save_head
 from rl_likelihood.runtime import bucket, checkpoint
 from rl_likelihood.runtime.run_files import read_object
@@ -113,7 +113,11 @@ def published_base(workdir: Path) -> tuple[str, str]:
     if config["warm_start.steps"] or kind == "int8" or (kind == "bfloat16" and not (there and is_bfloat16(folder))):
         return "", ""
     name, commit = hub_model(model_path, config["model.path"])
-    return (name, commit) if name or not there else (str(folder.resolve()), "")
+    if name:
+        return name, commit
+    # A run that began with a workdir has another model.path: `folder` is only where its tokenizer came from.
+    same = Path(config["model.path"]).expanduser().resolve() == folder.resolve()
+    return (str(folder.resolve()), "") if there and same else ("", "")
 
 
 def refuse_local_base(workdir: Path) -> None:
@@ -143,7 +147,7 @@ def export_adapters(workdir: Path, cfg: ModelConfig, adapters: Params, out: Path
     lora = lora_of(workdir, meta)
     if not base:
         base = str((out / "base").resolve())
-        params = as_base(checkpoint.restore_params(workdir / checkpoint.INITIAL)[1], lora)
+        params = checkpoint.restore_base(workdir, lora)
         export(cfg, merged(params, {"layers": {}}, lora), tokenizer_path(workdir, model_path), base, dtype)
     files.save_adapters(out, adapters, lora, base, dtype, commit)
 

@@ -37,6 +37,7 @@ from rl_likelihood.progress import Progress
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
 from rl_likelihood.report.metric_table import higher_is_better, without_samples
 from rl_likelihood.report.metrics import MetricsWriter, line
+from rl_likelihood.report.table import evaluations
 from rl_likelihood.report.tracking import Board, Tracker
 from rl_likelihood.rollouts.asked_judge import judge_of, refuse_judge
 from rl_likelihood.rollouts.baseline import write_baseline
@@ -147,8 +148,8 @@ def run(c: Config, workdir: Path, force: bool = False, copy: bucket.Copy | None 
         writer.status("done" if finished else "interrupted", step)
     if finished and distributed.first():
         summary(workdir)
-        if c.train.best:
-            say(best_line(workdir, c.train.best, bool(c.data.fast_split)))
+        if c.train.best and (evaluated := evaluations(workdir)):
+            say(best_line(workdir, evaluated, c.train.best, bool(c.data.fast_split)))
     elif not finished:
         if checkpoint.latest_step(workdir) is None:
             say("stopped before the first checkpoint; run the same command to start again")

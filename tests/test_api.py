@@ -32,7 +32,7 @@ def run(tmp_path_factory):
     return api.train(c, tmp_path_factory.mktemp("api") / "run")
 
 
-def test_a_config_of_a_file_with_other_fields():
+def test_a_config_of_a_file_with_other_fields(tmp_path):
     c = api.config(str(ROOT / "configs/tiny.py") + ":steps=7", {"optim.lr": 1e-3, "preset": "dr_grpo"})
     assert (c.train.steps, c.optim.lr, c.preset) == (7, 1e-3, "dr_grpo")
     assert flatten(api.config())["model.preset"] == ""
@@ -46,6 +46,9 @@ def test_a_config_of_a_file_with_other_fields():
         api.config(fields={"optim": 1e-3})
     with pytest.raises(UserError, match="nowhere.py does not exist"):
         api.config("nowhere.py")
+    (tmp_path / "nothing.py").write_text("")
+    with pytest.raises(UserError, match="nothing.py has no function get_config()"):
+        api.config(str(tmp_path / "nothing.py"))
 
 
 def test_a_score_is_what_training_saw(run):

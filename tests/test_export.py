@@ -16,16 +16,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
-from rl_likelihood.data.tokenizer import load_tokenizer
+from rl_likelihood.data.tokenizer import load_tokenizer, save_tokenizer
 from rl_likelihood.export import export, export_adapters, refuse_another, refuse_local_base, refuse_workdir, run_id
 from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.model.lora import LoraConfig, merged
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.shapes import TrainState, UserError
+from rl_likelihood.task import load_model
 from rl_likelihood.weights import files
 from tests.commands import run_each
 from tests.model.test_lora import random_adapters
+from tests.runs import small_config
 from tests.servers import hub
 from tests.weights.make_checkpoints import BASE, CONFIGS, random_params, write
 
@@ -76,14 +79,22 @@ def lora_run(folder, cfg, base_dtype="float32", of_folder="", warm_start=1, mode
     params = files.load(folder / model)[1] if of_folder else random_params(cfg, 1)
     lora = LoraConfig(rank=2, targets=("q", "up"), base_dtype=base_dtype)
     adapters = random_adapters(lora, cfg)
-    meta = {"model_config": dataclasses.asdict(cfg), "model_path": str(folder / model)}
-    config = {"warm_start.steps": warm_start, "model.path": "org/small"}
-    of_adapters = {"lora": dataclasses.asdict(lora), "config": config}
+    name = "org/small" if model.startswith("models--") else str(folder / model)
+    config = {"warm_start.steps": warm_start, "model.path": name}
+    save_lora_run(folder, params, adapters, lora, saved_meta(cfg, folder / model, config))
+    return cfg, adapters
+
+
+def saved_meta(cfg, model_path, config):
+    return {"model_config": dataclasses.asdict(cfg), "model_path": str(model_path), "config": config}
+
+
+def save_lora_run(folder, params, adapters, lora, meta):
+    of_adapters = {"lora": dataclasses.asdict(lora)}
     for path, tree, more in ((folder / checkpoint.INITIAL, params, {}), (folder, adapters, of_adapters)):
         stored = jax.tree.map(functools.partial(jnp.asarray, dtype="float32" if more else lora.stored_dtype), tree)
         state = TrainState(step=jnp.int32(0), params=stored, opt_state={})
         checkpoint.save_initial(path, state, meta | more)
-    return cfg, adapters
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -111,6 +122,32 @@ def test_adapters_stand_on_the_base_that_they_were_trained_on(base_dtype, of_fol
     assert base == str((out / "base" if written else folder / "model").resolve())
     added = merged(files.load(base)[1], adapters, LoraConfig(rank=2, targets=("q", "up")))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), added, checkpoint.restore_params(folder)[1])
+
+
+@pytest.mark.parametrize("source, old", [("initial", False), (".", True), (".", False)])
+def test_adapters_of_a_run_that_began_with_a_workdir_bring_their_base(source, old, tmp_path):
+    """`old`: a workdir of a version that kept no tokenizer there."""
+    first, second, out = tmp_path / "first", tmp_path / "second", tmp_path / "out"
+    cfg, adapters = lora_run(first, CONFIGS["qwen3"])
+    if not old:
+        save_tokenizer(load_tokenizer(first / "model"), first / "tokenizer")
+    _, params, path = load_model(build(small_config(model__preset="", model__path=str(first / source))))
+    config = {"warm_start.steps": 0, "model.path": str(first / source)}
+    lora = LoraConfig(rank=2, targets=("q", "up"))
+    save_lora_run(second, params, adapters, lora, saved_meta(cfg, path, config))
+    export_adapters(second, cfg, adapters, out)
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(out / "base")
+    jax.tree.map(np.testing.assert_array_equal, files.load(out / "base")[1], params)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_adapters_are_not_written_beside_a_whole_model(name, tmp_path):
+    cfg, adapters = lora_run(tmp_path / "run", CONFIGS["qwen3"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("")
+    with pytest.raises(UserError, match=f"out: already holds {name}"):
+        export_adapters(tmp_path / "run", cfg, adapters, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
 
 def test_adapters_that_peft_cannot_load_are_refused_before_their_base_is_written(tmp_path):

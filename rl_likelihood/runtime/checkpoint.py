@@ -207,12 +207,16 @@ def restore_params(
             check_sums(checksums(_named(out)), leaves)
             params = out["params"]
             if lora.rank and not alone:
-                base = as_base(restore_params(Path(workdir) / INITIAL, at=at)[1], lora)
-                params = merged(base, params, lora)
+                params = merged(restore_base(workdir, lora, at), params, lora)
             return cfg, params, model_path
 
         (cfg, params, model_path), step, _ = _newest_readable(manager, step, read)
     return cfg, params, step, model_path
+
+
+def restore_base(workdir: str | Path, lora: LoraConfig, at: Callable[[ModelConfig], Any] | None = None) -> Params:
+    """The base of a run's adapters, rounded as in training. `at` as in `restore_params`."""
+    return as_base(restore_params(Path(workdir) / INITIAL, at=at)[1], lora)
 
 
 def describe(workdir: str | Path) -> tuple[ModelConfig, Params, str, dict[str, Any]]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rl_likelihood.report.metric_table import higher_is_better, metric
+from rl_likelihood.report.table import evaluations
 from rl_likelihood.report.table_text import number
-from rl_likelihood.runtime import checkpoint, distributed, run_files
+from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.shapes import UserError
 
 FAST = "step "  # begins the stage of the evaluations every train.eval_every steps, which may be smaller
@@ -17,9 +18,9 @@ FAST = "step "  # begins the stage of the evaluations every train.eval_every ste
 def best_of(
     rows: Sequence[dict[str, Any]], name: str, higher: bool, fast_split: bool = False
 ) -> tuple[dict[str, Any], int]:
-    """(best row, number of evaluations since). Only rows of eval.jsonl with as many questions and samples as the last
-    fast one count; `fast_split`: only the fast ones, which have other questions. Without a fast one, the last row takes
-    its place. The first of equal values is the best."""
+    """(best row, number of evaluations since). `rows`: the run's own evaluations. Only those with as many questions and
+    samples as the last fast one count; `fast_split`: only the fast ones, which have other questions. Without a fast
+    one, the last row takes its place. The first of equal values is the best."""
     fast = [row for row in rows if row.get("stage", "").startswith(FAST)]
     last = (fast or rows)[-1]
     rows = fast if fast and fast_split else rows
@@ -34,9 +35,9 @@ def best_of(
     return comparable[best], len(comparable) - 1 - best
 
 
-def best_line(workdir: Path, name: str, fast_split: bool) -> str:
-    """The console's line about the best step of a run that has ended."""
-    row = best_of(run_files.read(workdir / run_files.EVAL), name, higher_is_better(name), fast_split)[0]
+def best_line(workdir: Path, rows: Sequence[dict[str, Any]], name: str, fast_split: bool) -> str:
+    """The console's line about the best step of a run that has ended. `rows`: its own evaluations."""
+    row = best_of(rows, name, higher_is_better(name), fast_split)[0]
     step, value = row["step"], number(row[name], metric(name))
     kept = (workdir / checkpoint.FOLDER / str(step)).is_dir()  # not in a run that had no train.best
     where = f"; evaluate and export take --step={step}" if kept else " (its checkpoint was not kept)"
@@ -44,11 +45,11 @@ def best_line(workdir: Path, name: str, fast_split: bool) -> str:
 
 
 class Best:
-    """The result of `best_of` on a workdir's eval.jsonl, equal in every process. With an empty `name`, no step is
-    best."""
+    """The result of `best_of` on the evaluations in a workdir that the run itself made, equal in every process. With
+    an empty `name`, no step is best."""
 
     def __init__(self, workdir: Path, name: str, higher: bool, fast_split: bool) -> None:
-        self.path, self.name, self.higher, self.fast_split = workdir / run_files.EVAL, name, higher, fast_split
+        self.workdir, self.name, self.higher, self.fast_split = workdir, name, higher, fast_split
         self.step, self.since = -1, 0
         self.look()
 
@@ -56,7 +57,7 @@ class Best:
         """Reads eval.jsonl again. Call it after an evaluation."""
 
         def read() -> tuple[int, int]:
-            rows = run_files.read(self.path) if self.name and self.path.exists() else []
+            rows = evaluations(self.workdir) if self.name else []
             if not rows:
                 return -1, 0
             row, since = best_of(rows, self.name, self.higher, self.fast_split)

@@ -246,7 +246,10 @@ def save(
 
 
 def refuse_adapters(path: str | os.PathLike, family: str) -> None:
-    """UserError if peft cannot adapt the matrices of this family one by one."""
+    """UserError if peft cannot adapt the matrices of this family one by one, or if the folder has a whole model."""
+    for name in (WEIGHTS, INDEX):
+        if (Path(path) / name).exists():
+            raise UserError(f"{path}: already holds {name}, which would mix with the adapters; name an empty folder")
     if FAMILIES[family].fused:
         raise UserError(
             f"{path}: {family} files hold several matrices in one, of which peft cannot adapt each by its own; "

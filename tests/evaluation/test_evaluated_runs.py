@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,8 +16,8 @@ from rl_likelihood.evaluate import check_workdir, initial_model
 from rl_likelihood.evaluation import statistics
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.devices import make_devices
-from rl_likelihood.runtime.workdir import EXAMPLES, digest_of_examples, keep_inputs
-from rl_likelihood.shapes import UserError
+from rl_likelihood.runtime.workdir import EXAMPLES, checkpoint_meta, digest_of_examples, keep_inputs
+from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.task import load_model
 from tests.runs import run, small_config
 
@@ -115,3 +116,18 @@ def test_the_initial_model_is_the_one_that_the_run_began_with(tmp_path):
     jax.tree.map(
         np.testing.assert_array_equal, initial_model(gone, stored, checkpoint.describe(stored)[3], mesh), untouched
     )
+
+
+def test_the_initial_model_of_adapters_on_an_int8_base_is_the_rounded_one(tmp_path):
+    c = build(small_config(lora__rank=2, lora__base_dtype="int8"))
+    mesh = make_devices(c).learner
+    model, params, path = load_model(c, mesh)
+    stored = jax.tree.map(lambda x: x.astype("bfloat16"), params)
+    meta = checkpoint_meta(tmp_path, c, model, path)
+    state = TrainState(step=jnp.int32(0), params=stored, opt_state={})
+    checkpoint.save_initial(tmp_path / checkpoint.INITIAL, state, meta | {"lora": None})
+    up = np.asarray(initial_model(c, tmp_path, meta, mesh)["layers"]["up"])
+    whole = np.asarray(stored["layers"]["up"].astype("float32"))
+    steps = up / (np.abs(whole).max(1, keepdims=True) / 127)
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
+    assert np.abs(up - whole).max() > 0

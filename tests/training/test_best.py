@@ -2,14 +2,19 @@
 
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rl_likelihood import train
 from rl_likelihood.config import build
+from rl_likelihood.data.byte_tokenizer import BYTES
 from rl_likelihood.report.metric_table import higher_is_better
+from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint, run_files
-from rl_likelihood.shapes import UserError
+from rl_likelihood.runtime.disk import drop_optimizer
+from rl_likelihood.runtime.workdir import checkpoint_meta, write_config
+from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.training import best
 from tests.runs import rows, run, small_config
 
@@ -37,10 +42,8 @@ def test_an_evaluation_of_other_questions_or_samples_is_not_compared():
 
 
 def test_a_finished_run_names_its_best_step(tmp_path):
-    for row in evaluations(0.25, 0.75, 0.5):
-        run_files.append(tmp_path / run_files.EVAL, row)
     (tmp_path / checkpoint.FOLDER / "10").mkdir(parents=True)
-    line = best.best_line(tmp_path, "greedy_success", fast_split=False)
+    line = best.best_line(tmp_path, evaluations(0.25, 0.75, 0.5), "greedy_success", fast_split=False)
     assert line == "best     greedy_success 75.0% after step 10; evaluate and export take --step=10"
 
 
@@ -57,6 +60,39 @@ def test_the_last_full_evaluation_does_not_hide_the_fast_ones():
     assert best_of(rows, "greedy_success", True, fast_split=True) == (2, 2), "as many questions, but others"
     ends = [rows[0], rows[-1]]
     assert best_of(ends, "greedy_success", True, fast_split=True) == (6, 0), "without fast ones"
+
+
+# What the command evaluate appends to eval.jsonl: an easier set, and one that is not graded.
+BY_THE_USER = [
+    {"step": 4, "data": "easier.jsonl", "greedy_success": 0.9, "questions": 4, "samples": 1},
+    {"step": 4, "data": "prose.jsonl", "perplexity": 2.0, "questions": 4, "samples": 1},
+]
+OWN = [staged("untouched", 0, 0.1, 4), staged("step 2", 2, 0.5, 4), staged("step 4", 4, 0.3, 4)]
+
+
+def append(folder, rows_of_file):
+    for row in rows_of_file:
+        run_files.append(folder / run_files.EVAL, row)
+
+
+def test_rows_that_the_command_evaluate_wrote_do_not_count(tmp_path):
+    append(tmp_path, [*OWN, *BY_THE_USER])
+    found = best.Best(tmp_path, "greedy_success", True, False)
+    assert (found.step, found.since) == (2, 1)
+
+
+def test_a_run_that_has_ended_names_the_best_of_its_own_evaluations(tmp_path, capsys):
+    c = build(small_config(train__eval_every=2, train__best="greedy_success"))
+    state = TrainState(step=jnp.int32(4), params={"embed": jnp.zeros(1)}, opt_state={})
+    checkpoint.save_initial(tmp_path, state, checkpoint_meta(tmp_path, c, random_model("nano"), BYTES))
+    drop_optimizer(tmp_path)
+    write_config(tmp_path, c)
+    append(tmp_path, BY_THE_USER)
+    assert train.run(c, tmp_path)
+    assert "best " not in capsys.readouterr().out
+    append(tmp_path, OWN)
+    assert train.run(c, tmp_path)
+    assert "best     greedy_success 50.0% after step 2" in capsys.readouterr().out
 
 
 def test_a_metric_that_is_none_is_refused():
