@@ -134,16 +134,26 @@ def title_of(labels: Mapping[str, str]) -> str:
 # ------------------------------------------------------------------------------------------- one run
 
 
+def config_of(workdir: str | Path) -> dict[str, Any]:
+    """A run's config.json; {} for a run that has not begun."""
+    path = Path(workdir) / "config.json"
+    return run_files.read_object(path, "leave the run out") if path.exists() else {}
+
+
 def reward_of(workdir: str | Path) -> str:
     """The reward that a run is trained on, as its config.json says; "" for a run that has not begun."""
-    path = Path(workdir) / "config.json"
-    return run_files.read_object(path, "leave the run out").get("reward.name", "") if path.exists() else ""
+    return config_of(workdir).get("reward.name", "")
+
+
+def supervised(run: Run) -> bool:
+    """Whether the run is of reward.name sft, which samples nothing while it trains."""
+    reward = reward_of(run.workdir)
+    return "sft" in ((reward,) if reward else (run.labels.get("reward"), run.labels.get("reward.name")))
 
 
 def without_chain(run: Run) -> bool:
-    """Whether the run fine-tunes on answers alone (reward.name sft). Its model is then asked without a chain."""
-    reward = reward_of(run.workdir)
-    return "sft" in ((reward,) if reward else (run.labels.get("reward"), run.labels.get("reward.name")))
+    """Whether the run fine-tunes on answers that follow no chain. Its model is then asked without a chain."""
+    return supervised(run) and config_of(run.workdir).get("reward.sft_chain", "none") == "none"
 
 
 def asked(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 
 import pytest
 
@@ -102,6 +103,19 @@ def test_a_model_tuned_on_answers_alone_is_asked_without_a_chain(runs, tmp_path)
     assert (greedy["mean"], greedy["measured"]) == ("90.0", "greedy_success_no_chain"), "what the other tables show"
     (sft.workdir / "config.json").write_text('{"reward.name": "log_prob"}')
     assert not table.without_chain(sft), "the run's config decides"
+
+
+@pytest.mark.parametrize("chain", ["answer", "both"])
+def test_a_model_tuned_on_answers_after_chains_is_asked_after_its_own(chain, tmp_path):
+    numbers = evaluation(0.1, 9.0) | {"perplexity_swapped": 9.5}
+    run = Run({"reward": "reer_sft", "seed": "0"}, write_run(tmp_path / "run", numbers, samples=9))
+    (run.workdir / "config.json").write_text(json.dumps({"reward.name": "sft", "reward.sft_chain": chain}))
+    *_, line = table.blocks([run])[0].lines
+    assert not line.no_chain and line.cell("perplexity").mean == 9.0 and line.cell("perplexity_swapped").mean == 9.5
+    rows = figures.loaded(run, {})
+    assert rows["heldout"][-1]["perplexity"] == 9.0, "curves too"
+    assert "ratio/max" not in rows["train"][-1], "it samples nothing while it trains"
+    assert "correlations" not in figures.grid_figures([run])
 
 
 def test_a_table_says_what_chains_are_worth(tmp_path):
