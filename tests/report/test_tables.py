@@ -147,8 +147,11 @@ def test_texts_have_their_columns_as_one_block(tmp_path):
     cells = {name: [row[1 + i] for row in (r3, sft)] for i, name in enumerate(columns)}
     assert cells["answered"] == ["50.0 ± 0.0", "25.0†"], "sft is asked without a chain"
     assert cells["verse_syllables"] == ["1.50 ± 0.00", "0.75†"]
-    assert cells["perplexity_swapped_by_initial"] == ["17.00 ± 1.00", "-"]
-    assert cells["perplexity_by_initial"] == ["15.00 ± 1.00", "-"]
+    assert cells["perplexity_swapped_by_initial"] == ["17.00 ± 1.00 (0.51)", "-"]
+    assert cells["perplexity_by_initial"] == ["15.00 ± 1.00 (0.51)", "-"]
+    initial = block.lines[1].cell("perplexity_by_initial")
+    assert (initial.low, initial.high) == (14.0, 16.0) and block.lines[1].cell("perplexity").low is None
+    assert cells["perplexity"][0] == "5.00 ± 1.00", "of the run's own evaluation"
     assert set(untouched[1 + at : 13 + at]) == {"-"}
     assert figures.loaded(text_runs(tmp_path)[2], {})["heldout"][-1]["distinct_1"] == 0.2
     assert "answered" not in [c.name for c in table_text.columns_of(table.blocks([sft_run(tmp_path / "x")])[0])]
