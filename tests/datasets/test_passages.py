@@ -98,6 +98,22 @@ def test_what_cannot_be_used_is_refused_or_counted_and_named(name, data, cfg, wo
     assert all(word in report.bad_rows[0] for word in words)
 
 
+def test_texts_of_which_none_is_usable_are_refused_with_the_first_reason(tmp_path):
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    for name in "abc":
+        for folder in (good, bad):
+            folder.mkdir(exist_ok=True)
+            (folder / f"{name}.txt").write_text(f"{name}\ntwo\nthree" if folder == good else f"{name}\ntwo")
+    for train, held in ((bad, ""), (bad, good), (good, bad)):
+        cfg = config(train, VERSE, heldout_path=str(held), skip_bad_rows=True)
+        with pytest.raises(UserError, match=r"/bad has no usable text \(.*/bad/a.txt row 1: poem 1 .* has 2 lines"):
+            sources.load(cfg)
+    assert len(sources.load(config(bad, VERSE, heldout_path=str(good), skip_bad_rows=True), training=False)[1]) == 3
+    (bad / "b.txt").write_text("b\ntwo\nthree")
+    with pytest.raises(UserError, match=r"/bad holds one work \(left out: .*/bad/a.txt row 1: poem 1"):
+        sources.load(config(bad, VERSE, skip_bad_rows=True))
+
+
 def test_a_folder_without_texts_is_refused(tmp_path):
     (tmp_path / "a.pdf").write_bytes(b"x")
     with pytest.raises(UserError, match="data.train_path.*text files"):
