@@ -37,6 +37,7 @@ TEXTS = Files(
     name="your texts",
     fetch="text files, one work in each, or rows with a text",
     patterns=("*.txt", "*.txt.gz", *(f"*{suffix}{gz}" for suffix in SUFFIXES for gz in ("", ".gz"))),
+    text=True,
 )
 
 

@@ -66,6 +66,14 @@ def test_a_folder_of_texts_is_split_by_work(tmp_path):
     assert of(train) == {"1.txt"} and of(held) == {"2.txt"}
 
 
+@pytest.mark.parametrize("first", ["[Illustration]", "{1}", '{"text": "one"}'])
+def test_a_text_may_begin_as_json_does(first, tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"{first}\n{name}\nthree")
+    train, held, _ = sources.load(config(tmp_path, VERSE, heldout_size=1))
+    assert {row.prompt for row in (*train, *held)} == {f"{first}\na", f"{first}\nb"}
+
+
 def test_a_work_of_verse_is_a_poem_or_a_file(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name}{i}\ny\nz" for i in range(5)))
