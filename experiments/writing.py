@@ -2,9 +2,11 @@
 
     python -m experiments.writing --texts=FOLDER
     python -m rl_likelihood.reer --config=configs/writing.py:data=runs/writing_data/sonnets.txt,form=verse \\
-        --workdir=runs/writing_data/verse_reer --config.data.train_size=32 --config.sampler.max_chain=96
+        --workdir=runs/writing_data/verse_reer --config.data.train_size=32 --config.sampler.max_chain=96 \\
+        --config.reer.other=HuggingFaceTB/SmolLM2-360M-Instruct
     python -m rl_likelihood.reer --config=configs/writing.py:data=runs/writing_data/novels \\
-        --workdir=runs/writing_data/prose_reer --config.data.train_size=32 --config.sampler.max_chain=96
+        --workdir=runs/writing_data/prose_reer --config.data.train_size=32 --config.sampler.max_chain=96 \\
+        --config.reer.other=HuggingFaceTB/SmolLM2-360M-Instruct
     python -m rl_likelihood.sweep experiments/writing.py --run
     python -m rl_likelihood.sweep experiments/writing.py --table
 
@@ -12,7 +14,7 @@ FOLDER has sonnets.txt (Shakespeare) and austen.txt or austen.txt.gz (three nove
 github.com/aparrish/rwet-examples at 96f4252. The first command writes runs/writing_data/sonnets.txt and a file for each
 novel in runs/writing_data/novels. 152 of the 154 sonnets have 14 lines. The novels have 1,309, 1,034 and 1,440
 paragraphs of 20 to 120 words. All runs of a task have the same held-out works; the searches write them as rows, for the
-runs that learn their chains.
+runs that learn their chains. reer.other is downloaded; without it the searches have three controls, not four.
 
 Hardware: two x86-64 CPU cores, 10 GB of memory, 20 GB of disk. Time (estimate, not measured): 6 hours for all 36 runs;
 --run resumes. Not run. To save time it trains LoRA adapters, with two prompts a step, as experiments/long_answers.py.
