@@ -33,6 +33,7 @@ def test_the_rewards_of_the_papers_go_with_both_forms(preset, form, size):
     assert ("novelist" if form == "next_passage" else "poet") in settings.prompt.instruction
     assert settings.reward.name == {"vr_cli": "vr_cli", "dro": "r3", "nrt": "nrt/std", "none": "avg_log_prob"}[preset]
     assert settings.eval.texts == ("prose" if form == "next_passage" else "verse")
+    assert settings.eval.samples == 4, "self_bleu compares samples"
 
 
 @pytest.mark.parametrize("form", ["next_passage", "verse"])
