@@ -80,9 +80,10 @@ def read(file: Path, below: Path, dataset: Files, as_written: bool = False) -> R
     try:
         if _is_archive(name):
             for member, data in _members(file, name, dataset):
-                yield from records(f"{name}/{member}", data, split_in(f"{hint}/{member}"), as_written)
+                split = split_in(f"{hint}/{member}")
+                yield from records(f"{name}/{member}", data, split, as_written, dataset.text)
         else:
-            yield from records(name, file.read_bytes(), split_in(hint), as_written)
+            yield from records(name, file.read_bytes(), split_in(hint), as_written, dataset.text)
     except OSError as e:
         raise UserError(f"{file} cannot be read ({e.strerror}); check its permissions") from e
 

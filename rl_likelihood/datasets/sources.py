@@ -37,6 +37,7 @@ TEXTS = Files(
     name="your texts",
     fetch="text files, one work in each, or rows with a text",
     patterns=("*.txt", "*.txt.gz", *(f"*{suffix}{gz}" for suffix in SUFFIXES for gz in ("", ".gz"))),
+    text=True,
 )
 
 
@@ -298,6 +299,10 @@ def _load_documents(cfg: DataConfig, training: bool) -> Loaded:
         records = _located(path, name, TEXTS)
         works, bad, again = read_documents(records, _folder(path), cfg.documents, cfg.seed, cfg.skip_bad_rows, texts)
         works, repeats = distinct_works(works)
+        needed = training or path == (cfg.heldout_path or cfg.train_path)
+        if needed and not works and (bad or not again):
+            why = f" ({bad[0]})" if bad else ""
+            raise UserError(f"{path} has no usable text{why}; give it texts that fit data.documents, or change that")
         return works, bad, again + repeats
 
     # Held-out documents first, so that the same text is left out of the training documents.
@@ -311,8 +316,9 @@ def _load_documents(cfg: DataConfig, training: bool) -> Loaded:
     else:
         total = sum(map(len, works))
         if training and len(works) == 1 and cfg.heldout_size:
+            left_out = f" (left out: {bad[0]})" if bad else ""
             raise UserError(
-                f"{cfg.train_path} holds one work, and a work is on one side of a split; add works, give "
+                f"{cfg.train_path} holds one work{left_out}, and a work is on one side of a split; add works, give "
                 "data.heldout_path, or set data.heldout_size=0"
             )
         size = min(100, total // 10 or 1) if cfg.heldout_size < 0 else cfg.heldout_size

@@ -94,7 +94,7 @@ def _evaluated(e: Evaluation, n: int, samples: int) -> dict[str, Any]:
     start, path, records = time.perf_counter(), None, []
     with contextlib.ExitStack() as stack:
         if e.folder is not None:
-            identity = identity_of(e.task, e.params, e.rows, samples)
+            identity = identity_of(e.task, e.params, e.rows, samples, e.initial is not None)
             path = records_path(e.folder, e.step, identity)
             make_folder(path.parent)
             if distributed.first():  # two commands would both append
