@@ -113,10 +113,13 @@ def scores_in_parts(params: JudgeParams, judge: Judge, judged: Judged, size: int
     return in_parts(run, judge.model, params.model, judged, size)
 
 
-def judge_batch(params: JudgeParams, judge: Judge, batch: Batch, size: int) -> Batch:
-    """The batch with the judge's numbers as a host reward, without the judge's inputs."""
+def judge_batch(params: JudgeParams, judge: Judge, batch: Batch, size: int) -> tuple[Batch, Int[Array, ""]]:
+    """(the batch with the judge's numbers as a host reward, without the judge's inputs; how many rows have none). A row
+    whose number is not finite is dropped."""
     numbers = jax.lax.stop_gradient(scores_in_parts(params, judge, batch.judged, size))
-    return batch.replace(host_rewards={**batch.host_rewards, judge.name: numbers}, judged=None)
+    ok = jnp.isfinite(numbers)
+    rewards = {**batch.host_rewards, judge.name: jnp.where(ok, numbers, 0.0)}
+    return batch.replace(host_rewards=rewards, keep=batch.keep & ok, judged=None), (~ok).sum()
 
 
 def make_judge(judge: Judge):

@@ -331,15 +331,16 @@ def make_step(
     """
 
     def step(state: TrainState, ref_params: Params | None, batch: Batch, judge_params: JudgeParams | None = None):
+        judged = {}
         if judge is not None:
-            batch = judge_batch(judge_params, judge, batch, prompts_per_forward(batch, cfg))
+            batch, judged["judge/failures"] = judge_batch(judge_params, judge, batch, prompts_per_forward(batch, cfg))
         models = models_of(state, ref_params, cfg)
         batch, filter_state = filtered(state, models, batch, model, cfg)
         grads, sums, per_row = gradients(state.params, models, batch, model, cfg)
         with jax.named_scope("update"):  # the name that runtime/profile.py looks for
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        out = measures.metrics(sums, per_row, batch) | {"grad/norm": optax.tree.norm(grads)}
+        out = measures.metrics(sums, per_row, batch) | {"grad/norm": optax.tree.norm(grads)} | judged
         next_state = TrainState(
             step=state.step + 1,
             params=params,

@@ -221,7 +221,7 @@ def judged(judge: AnyJudge, task: Task, graded: HostRewards, rows: list[EncodedE
     answers = [[(answer,) for answer in group] for group in plain]
     if isinstance(judge, StepJudge):
         encoded = judged_text.encode(judge.reader, questions, answers)
-        logged = {"judge/failures": 0.0, "judge/cut": float(encoded.cut)}
+        logged = {"judge/cut": float(encoded.cut)}  # the step counts failures
         return graded._replace(logged=graded.logged | logged, judged=encoded.judged)
     if isinstance(judge, Experts):
         read = judge.read(rows, plain)
