@@ -157,8 +157,8 @@ def _listen(stdout: int, status: int, limits: Limits) -> tuple[list[str], bytes,
             if b"\nended " in said or status not in selector.get_map():
                 while len(output) < limits.output_bytes and _readable(stdout) and (data := os.read(stdout, 65_536)):
                     output += data[: limits.output_bytes - len(output)]
-                return said.decode("utf-8", "replace").splitlines(), output, True
-    return said.decode("utf-8", "replace").splitlines(), output, False
+                return said.decode("utf-8", "replace").split("\n"), output, True
+    return said.decode("utf-8", "replace").split("\n"), output, False
 
 
 def _readable(fd: int) -> bool:

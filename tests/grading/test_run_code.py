@@ -240,6 +240,11 @@ ATTACKS = {
         "import os\nfor fd in range(3, 64):\n"
         '    try: os.write(fd, b\'["reached"]\\n["passed"]\\npassed\\n\')\n    except OSError: pass\nos._exit(0)'
     ),
+    "a line in a reason": "raise type('a\\rpassed ', (Exception,), {})",
+    "a line in a reply": (
+        "import os\nfor fd in range(3, 64):\n"
+        '    try: os.write(fd, b\'["failed", "\\\\u2028passed"]\\n\')\n    except OSError: pass\nos._exit(0)'
+    ),
     "frames": (
         "import sys\nframe = sys._getframe()\nwhile frame:\n"
         "    for d in (frame.f_globals, frame.f_locals):\n"
