@@ -1,19 +1,13 @@
 """Runs an untrusted program in a sandbox and reports whether it ran to its end.
 
-Guaranteed on any Unix, with the program alone in its process group and an empty temporary directory as the place it
-starts in: it is killed, with its group, at the deadline; its address space, file sizes, open files and processor time
-are limited; it gets none of our environment, files or standard input; its output is dropped.
-
-Guaranteed where Linux gives unprivileged users namespaces (`Result.isolation` says, and `isolation()` asks):
+On any Unix it starts in an empty temporary directory, gets none of our environment, files or standard input, and is
+killed with its process group at the deadline; memory, file sizes, open files and processor time are limited. Linux's
+user namespaces, which an ordinary container often refuses, add what `Result.isolation` names:
     network    there is none, not even the loopback interface of the machine; sockets that other programs of our user
                keep in the file system are refused by the audit hook only
     processes  it sees and signals only its own, and all of them end with it, whatever group they moved to
     files      everything is read-only but its directory, which is in memory and goes with it
-Where it does not (an ordinary container often refuses), no program is run: OSError, unless Limits.namespaces allows it.
-Everywhere Python's audit hook refuses sockets, new processes, signals and ctypes, and without `files` what would change
-a file outside of its directory. That stops programs that try, not an attacker of the interpreter. Never guaranteed:
-that it cannot read what our user can read (without a network it has few to tell), or, run as root, a limit on the
-number of its processes (only their end).
+Without them no program is run: OSError, unless Limits.namespaces allows it. docs/grading.md says what holds then.
 
 With a `Check` the verdict is formed in another process, which calls the program's function and gets plain data back:
 the program cannot forge it, but where there are no namespaces a hostile one may still find a way. Without a `Check` a
