@@ -388,7 +388,7 @@ def _split(node: Node) -> tuple[Node, str, bool]:
 
 
 def _same_shares(reference: Node, answer: Node, reference_percent: bool, answer_percent: bool) -> bool:
-    """50% is 50 as well as 0.5: see `text.same_value`."""
+    """50% is 50 as well as 0.5: see `text.numeric_match`."""
     if _same(reference, answer):
         return True
     if reference_percent == answer_percent:
