@@ -124,7 +124,7 @@ class Pool:
     ):
         self.workers, self.deadline = workers or _cores(), deadline
         self.table, self._unsafe = table, unsafe_code
-        self.kept_from_code: tuple[str, ...] | None = None  # see `grade`
+        self._guards: tuple[str, ...] | None = None  # what this machine keeps from programs, once asked
         self._running: list[_Worker] = []
         self._lock = threading.Lock()
         self.counts: collections.Counter[str] = collections.Counter()
@@ -163,10 +163,10 @@ class Pool:
             judged = {pair: _in_this_process(row.grade, pair) for pair in dict.fromkeys(pairs)}
             self._note("errors", [(pair, judged[pair][1]) for pair in pairs if judged[pair][0] is None])
             return [judged[pair][0] for pair in pairs]
-        if row.unsafe is not None and self.kept_from_code is None:
-            self.kept_from_code = _refuse_without_isolation(name, self._unsafe)
-            guards = ", ".join(self.kept_from_code) or "nothing"
-            print(f"programs are graded in a sandbox that keeps from them: {guards}", file=sys.stderr)
+        if row.unsafe is not None and self._guards is None:
+            self._guards = _refuse_without_isolation(name, self._unsafe)
+            kept = ", ".join(self._guards) or "nothing"
+            print(f"programs are graded in a sandbox that keeps from them: {kept}", file=sys.stderr)
         outcome = row.unsafe if row.unsafe is not None and self._unsafe else row.grade
         with self._lock:
             self.counts["graded"] += len(pairs)
