@@ -58,7 +58,7 @@ def extract_answer(text: str, tags: Tags) -> str | None:
     return None if end < 0 else text[start:end]
 
 
-Outcome = Callable[[str, str | None], bool | None]
+GradeFunction = Callable[[str, str | None], bool | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +77,11 @@ class Grader:
     unsafe: for a grader that runs programs of a model: `grade` for a machine that cannot isolate them
     """
 
-    grade: Outcome
+    grade: GradeFunction
     about: str
-    quick: Outcome | None = None
+    quick: GradeFunction | None = None
     reads: Literal["answer", "check", "compared", "options"] = "answer"
-    unsafe: Outcome | None = None
+    unsafe: GradeFunction | None = None
 
 
 GRADERS: dict[str, Grader] = {
