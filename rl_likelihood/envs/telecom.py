@@ -7,7 +7,6 @@ identical to tau2's. It needs tau2's files (docs/tools.md); a task starts in mic
 import dataclasses
 import gzip
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from rl_likelihood.envs import telecom_agent, telecom_device
 from rl_likelihood.envs.calls import make
 from rl_likelihood.envs.telecom_faults import FAULTS
 from rl_likelihood.envs.telecom_phone import band, data_works, mms_works, speed
-from rl_likelihood.envs.telecom_state import FOLDER, State, World, fresh
+from rl_likelihood.envs.telecom_state import State, World, fresh
 from rl_likelihood.envs.tools import Call, ToolError
 from rl_likelihood.shapes import UserError
 
@@ -146,12 +145,6 @@ ASSERTIONS: dict[str, Callable[..., bool]] = {
 }
 
 # ---------------------------------------------------------------------------------------- files
-
-
-def folder() -> Path | None:
-    """tau2's telecom files, as the environment variable names them; None where it names no folder."""
-    named = os.environ.get(FOLDER, "")
-    return Path(named) if named and Path(named).is_dir() else None
 
 
 def make_task(record: Mapping) -> Task:
