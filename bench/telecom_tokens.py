@@ -22,7 +22,7 @@ LIMITS, OF_TOOL = (320, 640, 1024), "replies of "
 def texts(tau2: str) -> dict[str, list[str]]:
     from rl_likelihood.envs import telecom, telecom_expert, telecom_turns
     from rl_likelihood.envs.calls import text_of
-    from rl_likelihood.envs.telecom_rollouts import Telecom, system_prompt
+    from rl_likelihood.envs.telecom import Telecom, system_prompt
     from rl_likelihood.envs.telecom_state import read_world
 
     world, tasks = read_world(tau2), telecom.read_tasks(tau2)

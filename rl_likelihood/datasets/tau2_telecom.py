@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rl_likelihood.datasets.common import DataSet, Location, Row
 from rl_likelihood.envs import telecom, telecom_turns
-from rl_likelihood.envs.telecom_rollouts import system_prompt
+from rl_likelihood.envs.telecom import system_prompt
 from rl_likelihood.envs.telecom_state import World, make_world, read_toml
 from rl_likelihood.envs.telecom_turns import Turn
 from rl_likelihood.grading.code import COMPARED
