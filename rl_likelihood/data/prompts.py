@@ -262,13 +262,13 @@ def fitting(rows: list[EncodedExample], cfg: PromptConfig) -> tuple[list[Encoded
 
     UserError if there are rows but none fits.
     """
-    short = [row for row in rows if not longer(row, cfg)]
-    left_out = [
-        f"{row.example.id}: "
-        + " and ".join(f"{n} tokens over prompt.{name} = {getattr(cfg, name)}" for name, n in over.items())
-        for row in rows
-        if (over := longer(row, cfg))
-    ]
+    short, left_out = [], []
+    for row in rows:
+        over = [f"{n} tokens over prompt.{name} = {getattr(cfg, name)}" for name, n in longer(row, cfg).items()]
+        if over:
+            left_out.append(f"{row.example.id}: {' and '.join(over)}")
+        else:
+            short.append(row)
     if rows and not short:
         raise UserError(
             f"none of the {len(rows)} training rows fits prompt.max_prompt = {cfg.max_prompt} and prompt.max_answer = "
