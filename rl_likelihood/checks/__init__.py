@@ -141,23 +141,15 @@ def validate_conversation(c: Config) -> None:
         "prompt.examples": [0],
         "eval.trace": [False],
     }
+    allowed |= {"warm_start.chains": ["given"]} if c.warm_start.steps else {}
+    allowed |= {"reward.sft_chain": ["both"]} if c.reward.supervised else {}
     refuse_others(c, f"env.name = {c.env.name!r}", allowed)
-    if c.warm_start.steps and c.warm_start.chains == "own":
-        raise UserError("warm_start.chains is 'own', but conversations are learned from the data; set it to given")
-    if c.reward.supervised and c.reward.sft_chain != "both":
-        raise UserError(
-            f"reward.sft_chain is {c.reward.sft_chain!r}, but with env.name = {c.env.name!r} it must be both"
-        )
-    if c.env.credit == "turn" and (c.loss.advantage not in ("loo", "mean") or c.sampler.max_turns < 2):
-        raise UserError(
-            f"env.credit is 'turn', which needs loss.advantage loo or mean and at least 2 messages, not "
-            f"{c.loss.advantage!r} and sampler.max_turns = {c.sampler.max_turns}"
-        )
-    if c.env.credit == "turn" and c.filter.mode != "none":
-        raise UserError(
-            f"filter.mode is {c.filter.mode!r}, but with env.credit = 'turn' groups with equal rewards teach too; set "
-            "filter.mode=none"
-        )
+    if c.env.credit == "turn":  # groups with equal rewards teach too
+        refuse_others(c, "env.credit = 'turn'", {"loss.advantage": ["loo", "mean"], "filter.mode": ["none"]})
+        if c.sampler.max_turns < 2:
+            raise UserError(
+                f"sampler.max_turns is {c.sampler.max_turns}, but with env.credit = 'turn' it must be at least 2"
+            )
 
 
 def validate_posterior(c: Config) -> None:
@@ -179,9 +171,7 @@ def validate_posterior(c: Config) -> None:
     if c.reward.supervised or c.converses:
         why = "reward.name is 'sft'" if c.reward.supervised else f"env.name is {c.env.name!r}"
         raise UserError(f"posterior.share is {p.share}, posterior.distill {p.distill}, but {why}; set both to 0")
-    if p.distill:
-        if p.share:
-            raise UserError(f"posterior.distill is {p.distill} and posterior.share {p.share}; set one of them to 0")
+    if not p.share:
         return
     own = p.rows(g)
     if abs(own - p.share * g) > 1e-6 or own == 1 or g - own == 1:
@@ -194,7 +184,7 @@ def validate_posterior(c: Config) -> None:
     allowed: dict[str, list] = {"loss.advantage": ["loo"], "loss.span": ["chain", "auto"], "loss.kl": ["none"]}
     allowed |= {"loss.aggregation": ["seq_sum"], "loss.ratio": ["none"], "loss.clip_low": [0.0]}
     allowed |= {"loss.clip_high": [0.0], "loss.mask_move": [0.0], "reward.vote_train": [0]}
-    allowed |= {"sampler.max_staleness": [0], "sampler.weights": ["compute"]}
+    allowed |= {"sampler.max_staleness": [0], "sampler.weights": ["compute"], "posterior.distill": [0.0]}
     refuse_others(c, f"posterior.share = {p.share}", allowed)
     for t in c.reward.terms:
         by_group = t.per_std or "group" in t.reward.reads or t.reward.kind == "outcome" or c.reward.by_spread
@@ -251,10 +241,7 @@ def validate_reward(c: Config) -> None:
             f"reward.vote_train is {r.vote_train}; set 0, or from 2 to sampler.group_size = {c.sampler.group_size}"
         )
     if r.supervised:
-        if c.loss.answer_term != 1:
-            raise UserError(
-                f"loss.answer_term is {c.loss.answer_term}, but with reward.name='sft' it is the only term; set it to 1"
-            )
+        refuse_others(c, "reward.name = 'sft', whose only term it is,", {"loss.answer_term": [1]})
         return
     if not (any(t.weight for t in r.terms) or c.posterior.distill):
         raise UserError(f"reward.name is {name!r}, whose weights are 0, so nothing trains; give a term a weight")
