@@ -91,7 +91,8 @@ def prepare(
     if folder.exists():
         raise UserError(f"{folder} exists already; delete it or choose another --out")
 
-    located = locate(dataset, source, out)
+    sources = source.split(",") if source else files.download(dataset, Path(out).expanduser() / "downloads")
+    located = files.locate(sources, dataset)
     size, sha256 = files.digest(located)
     read = read_rows(dataset, located, skip_bad_rows)
     _refuse_copies(read.given, source)
@@ -119,18 +120,6 @@ def prepare(
         shutil.rmtree(folder)  # it appears whole or not at all
         raise _cannot_write(out, e) from e
     return report
-
-
-def locate(dataset: DataSet, source: str, out: str) -> list[tuple[Path, Path]]:
-    """The data set's files, fetched first if `source` is "" or on the hub."""
-    if not source:
-        sources = files.download(dataset, Path(out).expanduser() / "downloads")
-    else:
-        sources = [
-            files.from_hub(part, f"give {dataset.fetch} with --source") if part.startswith("hf:") else part
-            for part in source.split(",")
-        ]
-    return files.locate(sources, dataset)
 
 
 # ---------------------------------------------------------------------------------------- rows

@@ -196,8 +196,7 @@ def _draw_split(cfg: DataConfig, split: str, size: int, excluded: set[str]) -> t
 
 def _located(path: str, field_name: str, of: Files = OWN) -> files.Records:
     """The records of a file, folder, archive or data set of the hub. `field_name` is where the user named it."""
-    source = files.from_hub(path, f"name a file with {field_name}") if path.startswith("hf:") else path
-    return files.read_all(files.locate([source], of, field_name), of, as_written=True)
+    return files.read_all(files.locate([path], of, field_name), of, as_written=True)
 
 
 def _folder(path: str) -> str:
