@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from rl_likelihood.data.prepared import FIELDS, REPORT
+from rl_likelihood.data.records import encodable
 from rl_likelihood.datasets import DATASETS, files
 from rl_likelihood.datasets.common import BadRow, DataSet, Row, Skipped
 from rl_likelihood.datasets.questions import example_key, group_key, named
@@ -194,11 +195,8 @@ def _checked(row: Row, split: str) -> Row | Skipped:
     example = row.example
     if not split:
         raise BadRow("cannot tell whether it is for training or testing; put train or test in the file's name")
-    for value in (example.id, example.prompt, example.answer, example.chain):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise BadRow("a text holds half of a surrogate pair, which is not text") from None
+    if not encodable([example.id, example.prompt, example.answer, example.chain]):
+        raise BadRow("a text holds half of a surrogate pair, which is not text")
     if not example.prompt.strip():
         return Skipped("no question")
     if not example.answer.strip():
