@@ -10,6 +10,10 @@ from rl_likelihood.settings import SIZES, Config, largest_divisor
 from rl_likelihood.shapes import UserError
 from rl_likelihood.tables import environment_table, grader_table
 
+# Likelihood rewards of a conversation: means over the tokens of all its references. A sum would pay longer
+# conversations less.
+OVER_TOKENS = ("avg_log_prob", "avg_prob", "geo_mean_prob", "rlpr")
+
 
 def validate(c: Config) -> None:
     """Refuse, in one sentence, fields that do not fit together."""
@@ -106,11 +110,6 @@ def validate_loop(c: Config) -> None:
     profile, steps = c.report.profile, c.train.steps
     if profile and not (len(profile) == 2 and 1 <= profile[0] <= profile[1] <= steps):
         raise UserError(f"report.profile is {profile}; give a first and a last step up to train.steps = {steps}")
-
-
-# Likelihood rewards of a conversation: means over the tokens of all its references. A sum would pay longer
-# conversations less.
-OVER_TOKENS = ("avg_log_prob", "avg_prob", "geo_mean_prob", "rlpr")
 
 
 def validate_conversation(c: Config) -> None:
