@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 
 from rl_likelihood.data import conversation, prompts, tokenizer
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
-from rl_likelihood.data.common import all_begin_with, common_ids
 from rl_likelihood.data.extra_ids import with_alternatives, with_shown
 from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.rubrics import read_rubrics
+from rl_likelihood.data.token_ids import all_begin_with, common_ids
 from rl_likelihood.datasets import sources
 from rl_likelihood.learner.packing import abstract_packing
 from rl_likelihood.learner.step import prompts_per_forward
@@ -71,7 +71,7 @@ class Task:
     heldout: list[EncodedExample]
     data_line: str
     fast: list[EncodedExample] = dataclasses.field(default_factory=list)
-    common: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))  # data/common.py
+    common: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))  # token_ids.common_ids
 
     def key(self, purpose: int, step: int = 0) -> jax.Array:
         """The random key of one purpose at one step."""

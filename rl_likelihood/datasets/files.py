@@ -28,11 +28,12 @@ _TIMEOUT = 30  # seconds without a byte before a download is given up
 def locate(sources: list[str], dataset: Files, field: str = "--source") -> list[tuple[Path, Path]]:
     """(file, folder that its name is relative to) of every data file or archive in `sources`, in order of names.
 
-    A file that the user names is always taken; of a folder those that fit `dataset.patterns`. `field` is the setting or
-    flag with which the user named them.
+    A source is a path or hf:owner/name. A file that the user names is always taken; of a folder those that fit
+    `dataset.patterns`. `field` is the setting or flag with which the user named them.
     """
     located: list[tuple[Path, Path]] = []
-    for source in sources:
+    for named in sources:
+        source = from_hub(named, f"give {dataset.fetch} with {field}") if named.startswith("hf:") else named
         path = Path(source).expanduser()
         if path.exists() and not path.is_dir():  # a file, a pipe
             located.append((path, path.parent))

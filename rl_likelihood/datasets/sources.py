@@ -24,6 +24,7 @@ from rl_likelihood.datasets.questions import (
     hold_out,
     named,
     question_key,
+    some,
     variant_key,
     without,
 )
@@ -120,8 +121,7 @@ def _own_examples(path: str, cfg: DataConfig, most: int) -> Shots:
 def describe(cfg: DataConfig, train: Sequence, heldout: Sequence, report: LoadReport, unfit: Sequence[str] = ()) -> str:
     """The data line of the start message. `unfit`: descriptions of the training rows that are not in `train`."""
     name = ", ".join(cfg.tasks) if cfg.source == "reasoning_gym" else Path(cfg.train_path).name
-    first = f" ({'; '.join(report.removed[:5])}{'; ...' if len(report.removed) > 5 else ''})" if report.removed else ""
-    repeated = report.duplicates + report.overlap_removed
+    first, repeated = some(report.removed), report.duplicates + report.overlap_removed
     parts = [f"{repeated:,} that repeat others or ask held-out or worked questions{first}"] if repeated else []
     parts += [named(rows, what) for rows, what in ((report.bad_rows, "bad row"), (unfit, "unusable row")) if rows]
     removed = f"; removed {', '.join(parts)}" if parts else ""
@@ -197,8 +197,7 @@ def _draw_split(cfg: DataConfig, split: str, size: int, excluded: set[str]) -> t
 
 def _located(path: str, field_name: str, of: Files = OWN) -> files.Records:
     """The records of a file, folder, archive or data set of the hub. `field_name` is where the user named it."""
-    source = files.from_hub(path, f"name a file with {field_name}") if path.startswith("hf:") else path
-    return files.read_all(files.locate([source], of, field_name), of, as_written=True)
+    return files.read_all(files.locate([path], of, field_name), of, as_written=True)
 
 
 def _folder(path: str) -> str:
