@@ -201,6 +201,17 @@ def compiler_options(mesh: Mesh, scratch_kib: int = -1) -> dict[str, str]:
     return {"xla_tpu_scoped_vmem_limit_kib": str(scratch)} if scratch and device.platform == "tpu" else {}
 
 
+def jitted(step, mesh: Mesh, scratch_kib: int, arguments_at: tuple, replicated_outputs: int = 2):
+    """Compiles step(state, ...) -> (state, `replicated_outputs` more outputs, replicated). The state is donated."""
+    return jax.jit(
+        step,
+        in_shardings=arguments_at,
+        out_shardings=(arguments_at[0], *[replicated(mesh)] * replicated_outputs),
+        donate_argnums=0,
+        compiler_options=compiler_options(mesh, scratch_kib),
+    )
+
+
 def cores() -> int:
     """The CPU cores that this process may use, or, if the system does not tell, those of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

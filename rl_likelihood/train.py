@@ -28,9 +28,8 @@ from rl_likelihood.data.byte_tokenizer import BYTES
 from rl_likelihood.data.prompts import digest_of_ids
 from rl_likelihood.data.tokenizer import keep_tokenizer
 from rl_likelihood.datasets.questions import digest, digest_of_files
-from rl_likelihood.learner.adversarial import init_run_state, run_state_shardings
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import all_finite, init_reference, models_of
+from rl_likelihood.learner.step import all_finite, init_reference, init_state, models_of, state_shardings
 from rl_likelihood.mesh import put
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.progress import Progress
@@ -311,12 +310,10 @@ def start(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | None,
     every resume has the same one, even if model.path changes.
     """
     c, mesh, model = r.config, r.devices.learner, r.task.model
-    state_at = run_state_shardings(mesh, model, optimizer, c.step)
+    state_at = state_shardings(mesh, model, optimizer, c.step)
     r.writer.rewind(-1)
     initial = prepare_start(r, params)
-    state = jax.jit(
-        lambda p: init_run_state(trained(r.task, p), optimizer, c.step, model.width), out_shardings=state_at
-    )(initial)
+    state = jax.jit(lambda p: init_state(trained(r.task, p), optimizer, c.step), out_shardings=state_at)(initial)
     frozen = init_reference(initial, mesh, model, c.step)
     if c.step.with_frozen:
         # Saves `initial`, not `frozen`: its layers are stacked, and an int8 base is quantised again on resume.
@@ -335,8 +332,8 @@ def resumed(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | Non
     """(the last checkpoint's state; the reference or base, or None; the saved state of the source). Only the shapes of
     `params` are used."""
     cfg, mesh, model = r.config.step, r.devices.learner, r.task.model
-    state_at = run_state_shardings(mesh, model, optimizer, cfg)
-    abstract = jax.eval_shape(lambda p: init_run_state(trained(r.task, p), optimizer, cfg, model.width), params)
+    state_at = state_shardings(mesh, model, optimizer, cfg)
+    abstract = jax.eval_shape(lambda p: init_state(trained(r.task, p), optimizer, cfg), params)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, state_at)
     state, meta = checkpoint.restore(r.checkpoints, abstract)
     r.writer.rewind(int(state.step))

@@ -14,14 +14,16 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from rl_likelihood.learner import measures, posterior, surrogate
+from rl_likelihood.learner import measures, posterior, reward_step, surrogate
+from rl_likelihood.learner.adversarial import optimizers_of, update_critic
 from rl_likelihood.learner.cross import cross_log_probs
 from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, judge_batch
 from rl_likelihood.learner.micro_batches import as_given, ordered, split, unstacked, whole
+from rl_likelihood.learner.optimizer import moment_shardings
 from rl_likelihood.learner.rows import Forward, RowStats, StepConfig, floored, observe, policy_masks, row_stats
 from rl_likelihood.learner.surrogate import Counts, by_weight
-from rl_likelihood.mesh import by_prompt, compiler_options, on_cpu, replicated, row_shards
-from rl_likelihood.model.architecture import ModelConfig, Params, Spec, abstract, param_specs, shardings
+from rl_likelihood.mesh import by_prompt, jitted, on_cpu, replicated, row_shards
+from rl_likelihood.model.architecture import ModelConfig, Params, Spec, param_specs, shardings
 from rl_likelihood.model.decoder import stack_layers
 from rl_likelihood.model.lora import LoraConfig, as_base, base_specs, effective, trained_specs
 from rl_likelihood.rewards import likelihood, mixture, shaping, weighted
@@ -241,6 +243,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, cfg: Ste
         # Copies, because the state is donated and a buffer can be donated only once.
         proxy=jax.tree.map(jnp.copy, params) if cfg.with_proxy else None,
         reference=jax.tree.map(jnp.copy, params) if cfg.moving_reference else None,
+        critic=cfg.critic and reward_step.init_state(jax.tree.map(jnp.copy, params), optimizers_of(cfg.critic)),
     )
 
 
@@ -250,27 +253,14 @@ def state_shardings(
     """Shardings of the state: parameters and their moments by `mesh.RULES`, everything else replicated."""
     specs, everywhere = trained_specs(model, cfg.lora), replicated(mesh)
     params = shardings(specs, mesh)
-    shapes = abstract(specs)
-    by_path = {
-        path: (s.shape, at)
-        for (path, s), at in zip(jax.tree.leaves_with_path(shapes), jax.tree.leaves(params), strict=True)
-    }
-
-    def moment(path, x):
-        """The sharding of the parameter whose path is the end of `path`, if the shapes agree; else replicated."""
-        for start in range(len(path)):
-            shape, at = by_path.get(path[start:], (None, everywhere))
-            if shape == x.shape:
-                return at
-        return everywhere
-
     return TrainState(
         step=everywhere,
         params=params,
-        opt_state=jax.tree.map_with_path(moment, jax.eval_shape(optimizer.init, shapes)),
+        opt_state=moment_shardings(mesh, optimizer, specs),
         filter=jax.tree.map(lambda _: everywhere, jax.eval_shape(shaping.init_filter)),
         proxy=params if cfg.with_proxy else None,
         reference=params if cfg.moving_reference else None,
+        critic=cfg.critic and reward_step.state_shardings(mesh, model, optimizers_of(cfg.critic)),
     )
 
 
@@ -327,19 +317,23 @@ def make_step(
 
     `state` is donated. With LoRA its parameters are the adapters. `ref_params` comes from `init_reference`; without a
     reference model the program has no second forward. The shapes of `batch` decide how groups are split over the mesh.
-    A `judge` reads `batch.judged`. Its `JudgeParams` are then a fourth argument, sharded by `judge_shardings`.
+    A `judge` reads `batch.judged`. Its `JudgeParams` are then a fourth argument, sharded by `judge_shardings`. A critic
+    is updated before the policy.
     """
 
     def step(state: TrainState, ref_params: Params | None, batch: Batch, judge_params: JudgeParams | None = None):
+        size, critic_state, critic_metrics = prompts_per_forward(batch, cfg), None, {}
         if judge is not None:
-            batch = judge_batch(judge_params, judge, batch, prompts_per_forward(batch, cfg))
+            batch = judge_batch(judge_params, judge, batch, size)
+        if cfg.critic is not None:
+            critic_state, batch, critic_metrics = update_critic(state.critic, batch, model, cfg.critic, size)
         models = models_of(state, ref_params, cfg)
         batch, filter_state = filtered(state, models, batch, model, cfg)
         grads, sums, per_row = gradients(state.params, models, batch, model, cfg)
         with jax.named_scope("update"):  # the name that runtime/profile.py looks for
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        out = measures.metrics(sums, per_row, batch) | {"grad/norm": optax.tree.norm(grads)}
+        out = measures.metrics(sums, per_row, batch) | {"grad/norm": optax.tree.norm(grads)} | critic_metrics
         next_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -349,24 +343,14 @@ def make_step(
             reference=_moved(
                 state.reference, params, state.step + 1, cfg.loss.reference_every, cfg.loss.reference_decay
             ),
+            critic=critic_state,
         )
         return next_state, out, per_row
 
     state_at = state_shardings(mesh, model, optimizer, cfg)
     reference_at = reference_shardings(mesh, model, cfg.lora) if cfg.with_frozen else None
     judge_at = () if judge is None else (judge_shardings(mesh, judge.model, bool(judge.words)),)
-    return jitted(step, mesh, model, (state_at, reference_at, by_prompt(mesh, batch), *judge_at))
-
-
-def jitted(step, mesh: Mesh, model: ModelConfig, arguments_at: tuple, replicated_outputs: int = 2):
-    """Compiles step(state, ...) -> (state, `replicated_outputs` more outputs, replicated). The state is donated."""
-    return jax.jit(
-        step,
-        in_shardings=arguments_at,
-        out_shardings=(arguments_at[0], *[replicated(mesh)] * replicated_outputs),
-        donate_argnums=0,
-        compiler_options=compiler_options(mesh, model.scratch_kib),
-    )
+    return jitted(step, mesh, model.scratch_kib, (state_at, reference_at, by_prompt(mesh, batch), *judge_at))
 
 
 def _moved(slow: Params | None, params: Params, step, every: int, decay: float) -> Params | None:

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import optax
 
-from rl_likelihood.learner.adversarial import REPLAYED, make_run_step
+from rl_likelihood.learner.adversarial import REPLAYED
 from rl_likelihood.learner.packing import Whole, pack
-from rl_likelihood.learner.step import group_spreads, models_of
+from rl_likelihood.learner.step import group_spreads, make_step, models_of
 from rl_likelihood.mesh import global_batch, ready, replicated
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import shaping
@@ -89,7 +89,7 @@ class StepPrograms:
             say(f"compiles the step for {size}, shape {len(self._compiled) + 1}")
             step = self.task.config.step
             judge = None if self.judge is None else self.judge.judge
-            self._compiled[shape] = make_run_step(self.task.model, step, self.optimizer, self.mesh, batch, judge)
+            self._compiled[shape] = make_step(self.task.model, step, self.optimizer, self.mesh, batch, judge)
         judging = () if self.judge is None else (self.judge.of_step(ref_params),)
         with using(self.mesh):
             return self._compiled[shape](state, ref_params, batch, *judging)
