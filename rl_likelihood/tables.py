@@ -118,7 +118,9 @@ def refuse_unscored(cfg: EnvConfig, terms: Sequence[Term], referenced: bool) -> 
             "choose another reward"
         )
     reading = [
-        f"reward.name has {t.name!r}" for t in terms if not t.reward.conversation and "reference" in t.reward.reads
+        f"reward.name has {t.name!r}"
+        for t in terms
+        if "conversation" not in t.reward.needs and "reference" in t.reward.reads
     ]
     reading += ["env.credit is 'turn'"] * (cfg.credit == "turn")
     if reading and not referenced:

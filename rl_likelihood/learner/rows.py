@@ -90,7 +90,7 @@ class StepConfig:
     @property
     def with_reference(self) -> bool:
         """Whether the step reads the initial model: for the KL term, or for a reward."""
-        return (self.loss.kl != "none" and not self.moving_reference) or self.scored_by_initial
+        return (self.loss.kl != "none" and not self.moving_reference) or self.needs("initial")
 
     @property
     def with_frozen(self) -> bool:
@@ -102,20 +102,9 @@ class StepConfig:
         """Whether the reference of the KL term follows the policy. It is then part of the training state."""
         return self.loss.kl != "none" and self.loss.reference_every > 0
 
-    @property
-    def scored_by_initial(self) -> bool:
-        """Whether a reward needs the initial model's score of the answer."""
-        return any(t.reward.initial for t in self.reward.terms)
-
-    @property
-    def reads_cross(self) -> bool:
-        """Whether a reward needs the score of every sampled answer after every chain of its group."""
-        return any(t.reward.cross for t in self.reward.terms)
-
-    @property
-    def with_proxy(self) -> bool:
-        """Whether a reward needs NOVER's proxy model."""
-        return any(t.reward.proxy for t in self.reward.terms)
+    def needs(self, what: str) -> bool:
+        """Whether a reward needs this, one of `Reward.needs`."""
+        return any(what in t.reward.needs for t in self.reward.terms)
 
 
 class RowStats(NamedTuple):
@@ -257,7 +246,7 @@ def observe(
                 no_chain_logp = answers_first(*answer)[0][:, 0]
     mask, keep = policy_masks(batch, cfg)
     proxy_nll = None
-    if cfg.with_proxy:
+    if cfg.needs("proxy"):
         by_proxy = row_stats(proxy, model, batch.rows_alone, cfg)
         proxy_nll = -likelihood.avg_log_prob(jax.lax.stop_gradient(by_proxy.stats.log_prob), batch.scored)
     stats, alternatives_logp = rows.stats, rows.alternatives_logp

@@ -48,14 +48,14 @@ def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cf
     params = effective(base[0], params, cfg.lora) if base else params
     forward = observe(params, proxy, model, batch, cfg, probe)
     ref, reward_bonus = None, 0.0
-    if cfg.reads_cross:
+    if cfg.needs("cross"):
         observation = forward.observation._replace(
             cross_logp=cross_log_probs(params, model, batch, cfg), answered=(batch.segment == SAMPLED).any(-1)
         )
         forward = forward._replace(observation=observation)
     if ref_params is not None:
         ref = jax.lax.stop_gradient(row_stats(ref_params, model, batch.rows_alone, cfg).stats.log_prob)
-        if cfg.scored_by_initial:
+        if cfg.needs("initial"):
             nll = -likelihood.avg_log_prob(floored(ref, batch, cfg), batch.scored)
             forward = forward._replace(observation=forward.observation._replace(initial_nll=nll))
         if cfg.loss.kl == "reward_k1":
@@ -241,7 +241,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, cfg: Ste
         opt_state=optimizer.init(params),
         filter=shaping.init_filter(),
         # Copies, because the state is donated and a buffer can be donated only once.
-        proxy=jax.tree.map(jnp.copy, params) if cfg.with_proxy else None,
+        proxy=jax.tree.map(jnp.copy, params) if cfg.needs("proxy") else None,
         reference=jax.tree.map(jnp.copy, params) if cfg.moving_reference else None,
         critic=cfg.critic and reward_step.init_state(jax.tree.map(jnp.copy, params), optimizers_of(cfg.critic)),
     )
@@ -258,7 +258,7 @@ def state_shardings(
         params=params,
         opt_state=moment_shardings(mesh, optimizer, specs),
         filter=jax.tree.map(lambda _: everywhere, jax.eval_shape(shaping.init_filter)),
-        proxy=params if cfg.with_proxy else None,
+        proxy=params if cfg.needs("proxy") else None,
         reference=params if cfg.moving_reference else None,
         critic=cfg.critic and reward_step.state_shardings(mesh, model, optimizers_of(cfg.critic)),
     )

@@ -207,12 +207,14 @@ REWARDS: dict[str, Reward] = {
     "log_prob_any": Reward(log_prob_any, "built", log_prob_any.__doc__, alternatives=ALTERNATIVES),
     "option_prob": Reward(option_prob, "built", option_prob.__doc__, alternatives=REJECTED),
     "rlpr": Reward(rlpr, "step", rlpr.__doc__, span="response"),
-    "nover_rank": Reward(nover_rank, "step", nover_rank.__doc__, span="response", with_terms=("format",), proxy=True),
-    "nover_efficiency": Reward(
-        nover_efficiency, "step", nover_efficiency.__doc__, span="response", with_terms=("format",), proxy=True
+    "nover_rank": Reward(
+        nover_rank, "step", nover_rank.__doc__, span="response", with_terms=("format",), needs=("proxy",)
     ),
-    "cer": Reward(cer_reward, "step", cer_reward.__doc__, ("chain", "answer", "reference", "group"), cross=True),
-    "vr_cli": Reward(vr_cli, "step", vr_cli.__doc__, no_chain="must", initial=True),
+    "nover_efficiency": Reward(
+        nover_efficiency, "step", nover_efficiency.__doc__, span="response", with_terms=("format",), needs=("proxy",)
+    ),
+    "cer": Reward(cer_reward, "step", cer_reward.__doc__, ("chain", "answer", "reference", "group"), needs=("cross",)),
+    "vr_cli": Reward(vr_cli, "step", vr_cli.__doc__, no_chain="must", needs=("initial",)),
     # Without a reference answer: from statistics of the sampled tokens, or from the other answers of the group.
     **{name: Reward(_intrinsic(name), "step", f.__doc__, _SAMPLED) for name, f in intrinsic.INTRINSIC.items()},
     "majority_vote": Reward(majority_vote, "host", majority_vote.__doc__, _VOTE, binary=True),
@@ -223,8 +225,8 @@ REWARDS: dict[str, Reward] = {
     "base_rl": Reward(base_rl, "host", base_rl.__doc__, _ANSWER),
     "prefix_token": Reward(prefix_token, "host", prefix_token.__doc__, _ANSWER, binary=True),
     "countdown_tinyzero": Reward(countdown_tinyzero, "host", countdown_tinyzero.__doc__, _ANSWER),
-    "environment": Reward(environment, "host", environment.__doc__, ("chain",), conversation=True),
-    "calls_f1": Reward(calls_f1, "host", calls_f1.__doc__, ("chain", "reference"), conversation=True),
+    "environment": Reward(environment, "host", environment.__doc__, ("chain",), needs=("conversation",)),
+    "calls_f1": Reward(calls_f1, "host", calls_f1.__doc__, ("chain", "reference"), needs=("conversation",)),
     "format": Reward(rules.format, "text", rules.format.__doc__, ("chain",), binary=True),
     "format_open_r1": Reward(format_open_r1, "text", format_open_r1.__doc__, ("chain",), binary=True),
     "tag_count": Reward(rules.tag_count, "text", rules.tag_count.__doc__, ("chain",)),

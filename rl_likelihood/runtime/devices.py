@@ -82,7 +82,7 @@ def _inner(c: Config, tensor: int) -> tuple[int, ...]:
     """The sizes of the last axes of the learner's mesh: (tensor,), or (context, tensor) if mesh.context is above 1."""
     if c.mesh.context == 1:
         return (tensor,)
-    if c.train.packing or c.step.reads_cross:
+    if c.train.packing or c.step.needs("cross"):
         other = "train.packing is True" if c.train.packing else f"reward.name {c.reward.name!r} reads chains as prompts"
         raise UserError(f"mesh.context is {c.mesh.context}, but {other}; set mesh.context=1")
     return c.mesh.context, tensor

@@ -72,7 +72,7 @@ def test_every_term_gives_a_finite_gradient_and_a_row_number(name):
     text = TEXTS.get(name, name)
     reference = jax.tree.map(lambda x: x * 1.1, PARAMS)
     proxy = reference if name.startswith("nover") else None
-    initial = reference if reward_table()[name].initial else None
+    initial = reference if "initial" in reward_table()[name].needs else None
     batch = NO_CHAIN if name in SET_UP else BATCH
     grads, _, per_row = of(text, batch, models=(initial, proxy), **SET_UP.get(name, {}))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
