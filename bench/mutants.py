@@ -111,7 +111,9 @@ MUTANTS = [
         f"{STEP} -k score",
     ),
     Mutant("learner/rows.py", "batch.keep & ~batch.truncated if", "batch.keep if", f"{STEP} -k plain_sequences"),
-    Mutant("learner/rows.py", "jnp.where(batch.truncated[..., None], cfg", "jnp.where(True, cfg", f"{STEP} -k floor"),
+    Mutant(
+        "learner/observation.py", "jnp.where(batch.truncated[..., None], cfg", "jnp.where(True, cfg", f"{STEP} -k floor"
+    ),
     Mutant("learner/rows.py", "tokens |= batch.segment == SAMPLED", "pass", f"{STEP} -k plain_sequences"),
     Mutant("learner/optimizer.py", "cfg.lr / (warmup + 1)", "cfg.lr / warmup", "learner/test_optimizer.py -k warm_up"),
     Mutant("learner/optimizer.py", 'and not k.endswith("bias")', "", "learner/test_optimizer.py -k adamw_by_hand"),

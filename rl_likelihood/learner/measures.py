@@ -8,7 +8,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from rl_likelihood.learner import surrogate
-from rl_likelihood.learner.rows import Forward, StepConfig, packed_rows, policy_masks
+from rl_likelihood.learner.observation import Forward
+from rl_likelihood.learner.rows import StepConfig, packed_rows, policy_masks
 from rl_likelihood.rewards import intrinsic, likelihood, shaping
 from rl_likelihood.shapes import CHAIN, AnyArray, Batch
 
@@ -36,7 +37,7 @@ def of_rows(forward: Forward, batch: Batch, cfg: StepConfig) -> tuple[Values, Va
         **{f"reward/{name}": intrinsic.INTRINSIC[name](observation.sampled) for name in ALWAYS},
     }
     if batch.no_chain is not None:
-        per_row["no_chain_log_prob"] = forward.no_chain_log_prob
+        per_row["no_chain_log_prob"] = likelihood.log_prob(rows.no_chain_logp, batch.no_chain.scored)[:, 0]
         per_row["no_chain_answer_logp"] = rows.no_chain_logp[:, 0]
     sums = {
         "sum/jepo": likelihood.jepo(stats.log_prob, batch.scored, keep).sum(),

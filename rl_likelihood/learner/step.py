@@ -16,24 +16,21 @@ from jaxtyping import Array, Bool, Float
 
 from rl_likelihood.learner import measures, posterior, reward_step, surrogate
 from rl_likelihood.learner.adversarial import optimizers_of, update_critic
-from rl_likelihood.learner.cross import cross_log_probs
 from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, judge_batch
 from rl_likelihood.learner.micro_batches import as_given, ordered, split, unstacked, whole
+from rl_likelihood.learner.observation import Forward, Models, observe
 from rl_likelihood.learner.optimizer import moment_shardings
-from rl_likelihood.learner.rows import Forward, RowStats, StepConfig, floored, observe, policy_masks, row_stats
+from rl_likelihood.learner.rows import RowStats, StepConfig, policy_masks, row_stats
 from rl_likelihood.learner.surrogate import Counts, by_weight
 from rl_likelihood.mesh import by_prompt, jitted, on_cpu, replicated, row_shards
 from rl_likelihood.model.architecture import ModelConfig, Params, Spec, param_specs, shardings
 from rl_likelihood.model.decoder import stack_layers
 from rl_likelihood.model.lora import LoraConfig, as_base, base_specs, effective, trained_specs
 from rl_likelihood.rewards import likelihood, mixture, shaping, weighted
-from rl_likelihood.shapes import SAMPLED, TAG, Batch, TrainState
+from rl_likelihood.shapes import CHAIN, TAG, Batch, TrainState
 
 # Completion tokens per forward on a CPU. More tokens take memory and save no time (docs/benchmarks.md).
 ENOUGH = 1024
-
-# (reference, proxy), each None if nothing needs it; with LoRA also the base model of the adapters.
-Models = tuple[Params | None, Params | None] | tuple[Params | None, Params | None, Params]
 
 
 def _k1_in_reward(params_logp, ref_logp, mask, cfg: StepConfig) -> Float[Array, "P G"]:
@@ -43,36 +40,23 @@ def _k1_in_reward(params_logp, ref_logp, mask, cfg: StepConfig) -> Float[Array, 
 
 
 def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
-    """(the forward, the reference model's log-probs or None, the result of `mixture.objective`)."""
-    ref_params, proxy, *base = models
-    params = effective(base[0], params, cfg.lora) if base else params
-    forward = observe(params, proxy, model, batch, cfg, probe)
-    ref, reward_bonus = None, 0.0
-    if cfg.needs("cross"):
-        observation = forward.observation._replace(
-            cross_logp=cross_log_probs(params, model, batch, cfg), answered=(batch.segment == SAMPLED).any(-1)
-        )
-        forward = forward._replace(observation=observation)
-    if ref_params is not None:
-        ref = jax.lax.stop_gradient(row_stats(ref_params, model, batch.rows_alone, cfg).stats.log_prob)
-        if cfg.needs("initial"):
-            nll = -likelihood.avg_log_prob(floored(ref, batch, cfg), batch.scored)
-            forward = forward._replace(observation=forward.observation._replace(initial_nll=nll))
-        if cfg.loss.kl == "reward_k1":
-            reward_bonus = _k1_in_reward(forward.rows.stats.log_prob, ref, forward.observation.sampled.mask, cfg)
-    if forward.chains is not None and cfg.posterior.kl:
-        reward_bonus = -cfg.posterior.kl * jax.lax.stop_gradient(
-            posterior.kl_rows(forward.chains, cfg.posterior.target)
-        )
-    return forward, ref, mixture.objective(forward.observation, cfg.reward, reward_bonus)
+    """(the forward, the result of `mixture.objective`)."""
+    params = effective(models[2], params, cfg.lora) if len(models) == 3 else params
+    forward = observe(params, models, model, batch, cfg, probe)
+    chains, ref, reward_bonus = forward.chains, forward.reference_logp, 0.0
+    if cfg.loss.kl == "reward_k1":
+        reward_bonus = _k1_in_reward(forward.rows.stats.log_prob, ref, forward.observation.sampled.mask, cfg)
+    if chains is not None and cfg.posterior.kl:
+        reward_bonus = -cfg.posterior.kl * jax.lax.stop_gradient(posterior.kl_rows(chains, cfg.posterior.target))
+    return forward, mixture.objective(forward.observation, cfg.reward, reward_bonus)
 
 
 def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig, counts: Counts):
     """(loss of one micro-batch, (sums for metrics, values of each row)). `differentiated`: the parameters and the probe
     of `row_stats`."""
     loss = cfg.loss
-    forward, ref, (f, reward, terms) = _rewards(*differentiated, models, batch, model, cfg)
-    rows, keep = forward.rows, forward.observation.keep
+    forward, (f, reward, terms) = _rewards(*differentiated, models, batch, model, cfg)
+    rows, keep, ref = forward.rows, forward.observation.keep, forward.reference_logp
     mask = forward.observation.sampled.mask
     mixed = forward.chains is not None and cfg.posterior.share > 0
     advantages, policy, answer = (_mixture_terms if mixed else _terms)(forward, f, reward, batch, cfg, counts)
@@ -122,7 +106,7 @@ def _terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: C
     paid = by_weight(token_advantage, batch.weight)  # policy_loss is linear in it
     policy = surrogate.policy_loss(rows.stats.log_prob, batch.sampler_logp, paid, mask, keep, loss, counts)
     # Supervision of a given chain is the same objective with the chain among the scored tokens.
-    answer_mask = batch.scored | rows.chain if cfg.supervise_chain else batch.scored
+    answer_mask = batch.scored | (batch.segment == CHAIN) if cfg.supervise_chain else batch.scored
     return advantages, policy, -by_weight(f(logp, answer_mask, keep), batch.weight).sum() / counts.prompts
 
 
@@ -156,7 +140,7 @@ def group_spreads(params: Params, models: Models, batch: Batch, model: ModelConf
     (params,), models = unstacked(model, params), unstacked(model, *models)
 
     def spread(batch):
-        forward, _, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
+        forward, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
         logp, keep, by_token = forward.observation.logp, forward.observation.keep, cfg.filter.mode == "token_spread"
         return weighted.largest_spread(logp, batch.scored, keep) if by_token else shaping.group_std(reward, keep)
 

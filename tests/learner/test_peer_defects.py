@@ -20,7 +20,7 @@ import pytest
 
 import rl_likelihood
 from rl_likelihood.config import all_fields
-from rl_likelihood.learner.rows import observe
+from rl_likelihood.learner.observation import observe
 from rl_likelihood.learner.step import filtered, gradients
 from rl_likelihood.learner.surrogate import advantages, leave_one_out
 from rl_likelihood.rewards import mixture, shaping
@@ -39,7 +39,7 @@ BATCH = random_batch(8, P, G, S, T, sampled=True)
 
 TRUNCATED = np.array([[True, False, False], [False, False, False], [True, True, False], [True, True, True]])
 OPEN = random_batch(8, P, G, S, T).replace(truncated=TRUNCATED)
-run_observe = jax.jit(lambda params, batch, cfg: observe(params, None, MODEL, batch, cfg), static_argnums=2)
+run_observe = jax.jit(lambda params, batch, cfg: observe(params, (None, None), MODEL, batch, cfg), static_argnums=2)
 
 
 @pytest.mark.parametrize("name", ["log_prob", "prob"])

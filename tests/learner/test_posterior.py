@@ -12,8 +12,8 @@ import pytest
 
 from rl_likelihood.config import apply_preset, build
 from rl_likelihood.learner import posterior, step
+from rl_likelihood.learner.observation import Forward
 from rl_likelihood.learner.posterior import Chains, PosteriorConfig
-from rl_likelihood.learner.rows import Forward
 from rl_likelihood.learner.step import gradients
 from rl_likelihood.learner.surrogate import Counts, LossConfig
 from rl_likelihood.model.decoder import forward

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from rl_likelihood.learner.measures import metrics
+from rl_likelihood.learner.observation import observe
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
-from rl_likelihood.learner.rows import ProxyConfig, observe, row_stats
+from rl_likelihood.learner.rows import ProxyConfig, row_stats
 from rl_likelihood.learner.step import gradients, init_state, make_step
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.planning.aot import count_flops
@@ -153,7 +154,8 @@ def test_rewards_without_a_reference_read_the_distribution_that_gave_the_token(n
 
 def test_an_entropy_in_bits_is_one_in_nats_over_log_two():
     nats, bits = (
-        observe(PARAMS, None, MODEL, BATCH, rewarded("token_entropy", two_branches=True)).observation for _ in range(2)
+        observe(PARAMS, (None, None), MODEL, BATCH, rewarded("token_entropy", two_branches=True)).observation
+        for _ in range(2)
     )
     rows = [
         objective(e, RewardConfig(terms=parse_reward("token_entropy"), entropy_base=b))[1]
@@ -392,7 +394,7 @@ def test_underflow_is_the_share_of_rows_whose_probability_is_zero_in_float32():
 
 
 def test_a_group_with_nothing_kept_gives_zero():
-    e = observe(PARAMS, None, MODEL, BATCH, rewarded("log_prob", two_branches=True)).observation
+    e = observe(PARAMS, (None, None), MODEL, BATCH, rewarded("log_prob", two_branches=True)).observation
     nothing = Observation(*e)._replace(keep=jnp.zeros((P, G), bool))
     f, reward, _ = objective(nothing, RewardConfig(terms=parse_reward("log_prob + math/std")))
     assert np.isfinite(reward).all()
