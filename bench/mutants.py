@@ -150,7 +150,7 @@ MUTANTS = [
         "rewards/test_likelihood.py",
     ),
     Mutant(
-        "rewards/mixture.py",
+        "rewards/reward_sum.py",
         "values = stop(likelihood.relative(score, observation.logp, observation.scored, keep))",
         "values = rows[t.name]",
         f"{SURROGATE} -k sum_of_terms",

@@ -26,7 +26,7 @@ from rl_likelihood.mesh import by_prompt, jitted, on_cpu, replicated, row_shards
 from rl_likelihood.model.architecture import ModelConfig, Params, Spec, param_specs, shardings
 from rl_likelihood.model.decoder import stack_layers
 from rl_likelihood.model.lora import LoraConfig, as_base, base_specs, effective, trained_specs
-from rl_likelihood.rewards import likelihood, mixture, shaping, weighted
+from rl_likelihood.rewards import likelihood, reward_sum, shaping, weighted
 from rl_likelihood.shapes import CHAIN, TAG, Batch, TrainState
 
 # Completion tokens per forward on a CPU. More tokens take memory and save no time (docs/benchmarks.md).
@@ -40,7 +40,7 @@ def _k1_in_reward(params_logp, ref_logp, mask, cfg: StepConfig) -> Float[Array, 
 
 
 def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
-    """(the forward, the result of `mixture.objective`)."""
+    """(the forward, the result of `reward_sum.objective`)."""
     params = effective(models[2], params, cfg.lora) if len(models) == 3 else params
     forward = observe(params, models, model, batch, cfg, probe)
     chains, ref, reward_bonus = forward.chains, forward.reference_logp, 0.0
@@ -48,7 +48,7 @@ def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cf
         reward_bonus = _k1_in_reward(forward.rows.stats.log_prob, ref, forward.observation.sampled.mask, cfg)
     if chains is not None and cfg.posterior.kl:
         reward_bonus = -cfg.posterior.kl * jax.lax.stop_gradient(posterior.kl_rows(chains, cfg.posterior.target))
-    return forward, mixture.objective(forward.observation, cfg.reward, reward_bonus)
+    return forward, reward_sum.objective(forward.observation, cfg.reward, reward_bonus)
 
 
 def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig, counts: Counts):
@@ -59,7 +59,7 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
     rows, keep, ref = forward.rows, forward.observation.keep, forward.reference_logp
     mask = forward.observation.sampled.mask
     mixed = forward.chains is not None and cfg.posterior.share > 0
-    advantages, policy, answer = (_mixture_terms if mixed else _terms)(forward, f, reward, batch, cfg, counts)
+    advantages, policy, answer = (_posterior_terms if mixed else _terms)(forward, f, reward, batch, cfg, counts)
     kl = jnp.float32(0)
     if ref is not None and loss.kl != "none":
         kind = loss.kl if loss.kl in ("k1", "k2", "k3") else "k3"
@@ -73,7 +73,7 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
         total = total + loss.format_term * extra_sums["loss/format"]
 
     per_row = {"reward": reward, **advantages, **{f"reward/{k}": v for k, v in terms.items()}}
-    weights = mixture.token_weights(forward.observation, cfg.reward)
+    weights = reward_sum.token_weights(forward.observation, cfg.reward)
     if weights is not None:
         per_row["answer_weights"] = weights
     if forward.chains is not None:
@@ -110,7 +110,7 @@ def _terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: C
     return advantages, policy, -by_weight(f(logp, answer_mask, keep), batch.weight).sum() / counts.prompts
 
 
-def _mixture_terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
+def _posterior_terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
     """`_terms` for groups with chains from both prompts. The policy term includes the gradient of posterior.kl."""
     chains, p, logp = forward.chains, cfg.posterior, forward.observation.logp
     w = posterior.weights(chains, p)

@@ -23,7 +23,7 @@ from rl_likelihood.config import all_fields
 from rl_likelihood.learner.observation import observe
 from rl_likelihood.learner.step import filtered, gradients
 from rl_likelihood.learner.surrogate import advantages, leave_one_out
-from rl_likelihood.rewards import mixture, shaping
+from rl_likelihood.rewards import reward_sum, shaping
 from rl_likelihood.rewards.intrinsic import INTRINSIC
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.rewards.shaping import FilterConfig
@@ -50,7 +50,7 @@ def test_an_unusable_chain_poisons_nobody(truncated, name):
     # Answers of log-probs near -100: what a chain that makes no sense may lead to.
     forward = jax.device_get(run_observe(PARAMS | {"final_norm": PARAMS["final_norm"] * 20}, OPEN, cfg))
     observation, logp = forward.observation, forward.rows.stats.log_prob
-    f, _, _ = mixture.objective(observation, cfg.reward)
+    f, _, _ = reward_sum.objective(observation, cfg.reward)
     d = leave_one_out(f, observation.logp, observation.scored, observation.keep)
     got = np.asarray(advantages(d, observation.keep, "loo"))
     per_token = np.where(TRUNCATED[..., None], -6.0, logp) if truncated == "floor" else logp

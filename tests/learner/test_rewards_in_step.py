@@ -1,4 +1,4 @@
-"""Terms, mixtures, filters, NOVER's proxy and the row without a chain, inside the jitted step."""
+"""Terms, sums, filters, NOVER's proxy and the row without a chain, inside the jitted step."""
 
 import dataclasses
 import functools
@@ -17,8 +17,8 @@ from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.planning.aot import count_flops
 from rl_likelihood.rewards import shaping
 from rl_likelihood.rewards.intrinsic import INTRINSIC
-from rl_likelihood.rewards.mixture import objective
 from rl_likelihood.rewards.reward import Observation, RewardConfig
+from rl_likelihood.rewards.reward_sum import objective
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, NoChainRows
 from rl_likelihood.tables import parse_reward, reward_table
@@ -95,7 +95,7 @@ def test_every_term_computed_on_the_host_comes_into_the_step_as_it_is():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads)) and largest(grads) > 0
 
 
-def test_a_mixture_has_the_gradients_of_its_terms_in_proportion():
+def test_a_sum_has_the_gradients_of_its_terms_in_proportion():
     mixed, *_ = of("2*log_prob + -0.5*math + 0.1*token_entropy")
     parts = [of(name)[0] for name in ("log_prob", "math", "token_entropy")]
     expected = jax.tree.map(lambda a, b, c: 2 * a - 0.5 * b + 0.1 * c, *parts)

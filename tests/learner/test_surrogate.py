@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rl_likelihood.learner import surrogate
 from rl_likelihood.learner.surrogate import Counts, LossConfig, leave_one_out, policy_loss
-from rl_likelihood.rewards import mixture
+from rl_likelihood.rewards import reward_sum
 from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.likelihood import OBJECTIVES, SCORES, kept_mean
 from rl_likelihood.rewards.reward import Observation, RewardConfig
@@ -162,7 +162,7 @@ def test_a_sum_of_terms_keeps_its_digits_too():
         chain_tokens=np.ones(keep.shape, np.float32),
         host_rewards={"math": rewards.astype(np.float32)},
     )
-    f, *_ = mixture.objective(observation, RewardConfig(terms=parse_reward("2*log_prob + math + jepo/std")))
+    f, *_ = reward_sum.objective(observation, RewardConfig(terms=parse_reward("2*log_prob + math + jepo/std")))
     got = leave_one_out(f, logp, mask, keep)
     total = logp.sum(-1, dtype=np.float64)
     std = total.std(-1, ddof=1, keepdims=True)

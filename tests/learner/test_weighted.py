@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.learner.surrogate import LossConfig, leave_one_out
-from rl_likelihood.rewards import mixture, weighted
+from rl_likelihood.rewards import reward_sum, weighted
 from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.max_rl import max_rl
 from rl_likelihood.rewards.reward import Observation, RewardConfig
@@ -41,7 +41,7 @@ def observation(answer, base=BASE):
 
 def objective(answer, text, **changes):
     seen = observation(answer, BASE[:, : answer.shape[-1]])
-    f, rows, _ = mixture.objective(seen, RewardConfig(terms=parse_reward(text), **changes))
+    f, rows, _ = reward_sum.objective(seen, RewardConfig(terms=parse_reward(text), **changes))
     return seen, f, rows
 
 
@@ -144,7 +144,7 @@ def test_r3_by_hand():
     """Rows of (.9, .2, .5), (.9, .4, .5), (.9, .8, .5), (.9, .1, .5): all the weight is on the second token."""
     p = np.array([[[0.9, 0.2, 0.5], [0.9, 0.4, 0.5], [0.9, 0.8, 0.5], [0.9, 0.1, 0.5]]])
     seen = observation(jnp.log(p), np.log([[0.9, 0.3, 0.5]]))
-    f, rows, _ = mixture.objective(seen, RewardConfig(terms=parse_reward("r3"), baseline="live"))
+    f, rows, _ = reward_sum.objective(seen, RewardConfig(terms=parse_reward("r3"), baseline="live"))
     np.testing.assert_allclose(rows[0], [-1.2164, 0.8630, 2.9425, -3.2958], atol=1e-4)
     d = leave_one_out(f, seen.logp, seen.scored, seen.keep)
     np.testing.assert_allclose(d[0], (rows[0] - rows[0].mean()) / 3, atol=1e-5)
@@ -154,7 +154,7 @@ def test_r3_by_hand():
 def test_equal_rows_and_dropped_rows_give_nothing(text):
     changes = {} if text == "r3" else {"token_weights": "spread"}
     seen = observation(jnp.broadcast_to(jnp.log(jnp.array([0.9, 0.31, 0.5])), (1, 4, 3)))
-    f, rows, _ = mixture.objective(seen, RewardConfig(terms=parse_reward(text), **changes))
+    f, rows, _ = reward_sum.objective(seen, RewardConfig(terms=parse_reward(text), **changes))
     assert (np.asarray(rows) == 0).all()
     assert (np.asarray(leave_one_out(f, seen.logp, seen.scored, seen.keep)) == 0).all()
     nothing = jnp.zeros((1, 4), bool)
