@@ -59,7 +59,9 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
     rows, keep, ref = forward.rows, forward.observation.keep, forward.reference_logp
     mask = forward.observation.sampled.mask
     mixed = forward.chains is not None and cfg.posterior.share > 0
-    advantages, policy, answer = (_posterior_terms if mixed else _terms)(forward, f, reward, batch, cfg, counts)
+    advantages, policy, answer = (_posterior_terms if mixed else _policy_and_answer)(
+        forward, f, reward, batch, cfg, counts
+    )
     kl = jnp.float32(0)
     if ref is not None and loss.kl != "none":
         kind = loss.kl if loss.kl in ("k1", "k2", "k3") else "k3"
@@ -87,7 +89,7 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
     return total, (sums, per_row | measured)
 
 
-def _terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
+def _policy_and_answer(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
     """({"advantage": each row's [P, G]; with credit by turn also "turn_advantage": each message's [P, G, K]}, policy
     term, answer term). Both terms are losses, to be minimised."""
     loss, rows, keep = cfg.loss, forward.rows, forward.observation.keep
@@ -111,7 +113,7 @@ def _terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: C
 
 
 def _posterior_terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
-    """`_terms` for groups with chains from both prompts. The policy term includes the gradient of posterior.kl."""
+    """As `_policy_and_answer`, for groups with chains from both prompts. The policy term includes posterior.kl."""
     chains, p, logp = forward.chains, cfg.posterior, forward.observation.logp
     w = posterior.weights(chains, p)
     advantage = posterior.advantages(reward, w, chains)
