@@ -158,7 +158,7 @@ MUTANTS = [
     Mutant("rewards/table.py", "> 0) & observation.keep", "> 0)", f"{REWARDED} -k nover"),
     Mutant(
         "rewards/table.py",
-        "tokens = observation.sampled.mask.sum(-1)",
+        "tokens = observation.policy.mask.sum(-1)",
         "tokens = observation.chain_tokens",
         f"{REWARDED} -k overlong",
     ),

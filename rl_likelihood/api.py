@@ -36,7 +36,7 @@ from rl_likelihood.grading.graders import extract_answer
 from rl_likelihood.learner.batching import given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
-from rl_likelihood.rewards.intrinsic import INTRINSIC, SampledStats, in_base
+from rl_likelihood.rewards.intrinsic import INTRINSIC, PolicyStats, in_base
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.rollouts.host_rewards import sampled_texts
 from rl_likelihood.run_model import run_on
@@ -272,7 +272,7 @@ def score(run: Run, prompt: str, chain: str, answer: str) -> Score:
         arguments = logp[i][None, None], np.asarray(batch.scored[i])[None], np.ones((1, 1), bool)
         return {name: float(objective(*arguments)[0]) for name, objective in OBJECTIVES.items()}
 
-    sampled = SampledStats(stats.log_prob, stats.entropy, stats.self_certainty, scored.chain, task.model.vocab_size)
+    sampled = PolicyStats(stats.log_prob, stats.entropy, stats.self_certainty, scored.chain, task.model.vocab_size)
     sampled = in_base(sampled, task.config.reward.entropy_base)
     of_chain = {name: float(reward(sampled)[0, 0]) for name, reward in INTRINSIC.items()}
     return Score(tokens(False), tokens(True), rewards(0) | of_chain, rewards(1))

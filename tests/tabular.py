@@ -16,7 +16,7 @@ from rl_likelihood.learner import step
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.surrogate import Counts, advantages, aggregate, kl_estimate, leave_one_out, policy_loss
 from rl_likelihood.rewards import reward_sum
-from rl_likelihood.rewards.intrinsic import SampledStats
+from rl_likelihood.rewards.intrinsic import PolicyStats
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.tables import parse_reward
 
@@ -97,7 +97,7 @@ def group_loss(table, logits, group, reward, cfg, text, old, ref):
         scored=scored,
         keep=keep,
         truncated=~keep,
-        sampled=SampledStats(logp, logp, logp, mask, 3),
+        policy=PolicyStats(logp, logp, logp, mask, 3),
         chain_tokens=mask.sum(-1),
         host_rewards={"exact_match": reward[None]},
     )

@@ -14,7 +14,7 @@ from rl_likelihood.learner.posterior import Chains
 from rl_likelihood.learner.rows import RowStats, StepConfig, policy_masks, row_stats
 from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.rewards import likelihood
-from rl_likelihood.rewards.intrinsic import SampledStats
+from rl_likelihood.rewards.intrinsic import PolicyStats
 from rl_likelihood.rewards.reward import Observation
 from rl_likelihood.rewards.weighted import answers_first
 from rl_likelihood.shapes import CHAIN, SAMPLED, TAG, AnyArray, Batch
@@ -70,7 +70,7 @@ def observe(
         scored=batch.scored,
         keep=keep,
         truncated=batch.truncated,
-        sampled=SampledStats(stats.log_prob, stats.entropy, stats.self_certainty, mask, model.vocab_size),
+        policy=PolicyStats(stats.log_prob, stats.entropy, stats.self_certainty, mask, model.vocab_size),
         chain_tokens=((batch.segment == CHAIN) | (batch.segment == TAG)).sum(-1).astype(jnp.float32),
         host_rewards=batch.host_rewards,
         baseline=None if cfg.reward.baseline == "none" else baseline,
@@ -95,5 +95,5 @@ def _chains(params: Params, model: ModelConfig, batch: Batch, cfg: StepConfig, o
     ).stats
     group = batch.completion.shape[1]
     from_shown = np.arange(group) >= group - cfg.posterior.rows(group)
-    sampled = observation.sampled
-    return Chains(sampled.log_prob, shown_stats.log_prob, sampled.mask, observation.keep, from_shown)
+    policy = observation.policy
+    return Chains(policy.log_prob, shown_stats.log_prob, policy.mask, observation.keep, from_shown)

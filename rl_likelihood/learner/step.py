@@ -45,7 +45,7 @@ def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cf
     forward = observe(params, models, model, batch, cfg, probe)
     chains, ref, reward_bonus = forward.chains, forward.reference_logp, 0.0
     if cfg.loss.kl == "reward_k1":
-        reward_bonus = _k1_in_reward(forward.rows.stats.log_prob, ref, forward.observation.sampled.mask, cfg)
+        reward_bonus = _k1_in_reward(forward.rows.stats.log_prob, ref, forward.observation.policy.mask, cfg)
     if chains is not None and cfg.posterior.kl:
         reward_bonus = -cfg.posterior.kl * jax.lax.stop_gradient(posterior.kl_rows(chains, cfg.posterior.target))
     return forward, reward_sum.objective(forward.observation, cfg.reward, reward_bonus)
@@ -57,7 +57,7 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
     loss = cfg.loss
     forward, (f, reward, terms) = _rewards(*differentiated, models, batch, model, cfg)
     rows, keep, ref = forward.rows, forward.observation.keep, forward.reference_logp
-    mask = forward.observation.sampled.mask
+    mask = forward.observation.policy.mask
     mixed = forward.chains is not None and cfg.posterior.share > 0
     advantages, policy, answer = (_posterior_terms if mixed else _policy_and_answer)(
         forward, f, reward, batch, cfg, counts
@@ -93,7 +93,7 @@ def _policy_and_answer(forward: Forward, f, reward, batch: Batch, cfg: StepConfi
     """({"advantage": each row's [P, G]; with credit by turn also "turn_advantage": each message's [P, G, K]}, policy
     term, answer term). Both terms are losses, to be minimised."""
     loss, rows, keep = cfg.loss, forward.rows, forward.observation.keep
-    logp, mask = forward.observation.logp, forward.observation.sampled.mask
+    logp, mask = forward.observation.logp, forward.observation.policy.mask
     difference = surrogate.leave_one_out(f, jax.lax.stop_gradient(logp), batch.scored, keep)
     advantage = surrogate.advantages(difference, keep, loss.advantage)
     advantages, token_advantage = {"advantage": advantage}, advantage

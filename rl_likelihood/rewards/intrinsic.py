@@ -2,7 +2,7 @@
 
 Each reward maps the statistics of a group's sampled tokens to one number per row,
 
-    f(SampledStats) -> [P, G],
+    f(PolicyStats) -> [P, G],
 
 the R_i of the surrogate. The caller stops the gradient. p_t is the distribution from which token t was sampled, V the
 size of the vocabulary; means and sums are over the sampled tokens of row i:
@@ -33,8 +33,8 @@ from rl_likelihood.shapes import AnyArray, UserError
 _LARGEST = 1e30
 
 
-class SampledStats(NamedTuple):
-    """Per-token statistics of the sampled tokens, float32, in nats.
+class PolicyStats(NamedTuple):
+    """Per-token statistics of the tokens of the policy term, float32, in nats.
 
     log_prob: log p_t(y_t). entropy: H(p_t). self_certainty: KL(uniform || p_t) = logsumexp - mean logit - log V. All
     describe the distribution from which token t was sampled (the model's output one position earlier). So one `mask`
@@ -60,7 +60,7 @@ def _mean(values: Float[AnyArray, "P G T"], mask: Bool[AnyArray, "P G T"]) -> Fl
     return _sum(values, mask) / jnp.maximum(mask.sum(-1), 1).astype(jnp.float32)
 
 
-def in_base(stats: SampledStats, base: int | str) -> SampledStats:
+def in_base(stats: PolicyStats, base: int | str) -> PolicyStats:
     """Entropies and log-probs in nats (base "e") or bits (base 2 or "2"). Self-certainty stays in nats.
 
     RLIF reports entropies in bits. UserError for any other base.
@@ -71,13 +71,13 @@ def in_base(stats: SampledStats, base: int | str) -> SampledStats:
     return stats._replace(log_prob=_bounded(stats.log_prob) / scale, entropy=_bounded(stats.entropy) / scale)
 
 
-def self_certainty(stats: SampledStats) -> Float[Array, "P G"]:
+def self_certainty(stats: PolicyStats) -> Float[Array, "P G"]:
     """(1/n) sum_t KL(uniform || p_t) = mean_t [-log V - (1/V) sum_v log p_t(v)], nats (Intuitor, eq. 1). 0 for uniform
     distributions, else positive. It grows without bound as the probability of any token goes to 0."""
     return _mean(stats.self_certainty, stats.mask)
 
 
-def self_certainty_raw(stats: SampledStats) -> Float[Array, "P G"]:
+def self_certainty_raw(stats: PolicyStats) -> Float[Array, "P G"]:
     """(1/n) sum_t -(1/V) sum_v log p_t(v) = self_certainty + log V, nats, as in Intuitor's released code.
 
     The constant cancels in every group-relative advantage, so it changes only the logged values.
@@ -86,28 +86,28 @@ def self_certainty_raw(stats: SampledStats) -> Float[Array, "P G"]:
     return jnp.where(stats.mask.any(-1), raw, 0.0)
 
 
-def token_entropy(stats: SampledStats) -> Float[Array, "P G"]:
+def token_entropy(stats: PolicyStats) -> Float[Array, "P G"]:
     """-(1/n) sum_t H(p_t), RLIF."""
     return _mean(-stats.entropy, stats.mask)
 
 
-def token_entropy_sum(stats: SampledStats) -> Float[Array, "P G"]:
+def token_entropy_sum(stats: PolicyStats) -> Float[Array, "P G"]:
     """-sum_t H(p_t), EM-RL-token. It favours short rows."""
     return _sum(-stats.entropy, stats.mask)
 
 
-def trajectory(stats: SampledStats) -> Float[Array, "P G"]:
+def trajectory(stats: PolicyStats) -> Float[Array, "P G"]:
     """(1/n) sum_t log p_t(y_t), RLIF. It favours long rows of easy tokens."""
     return _mean(stats.log_prob, stats.mask)
 
 
-def trajectory_sum(stats: SampledStats) -> Float[Array, "P G"]:
+def trajectory_sum(stats: PolicyStats) -> Float[Array, "P G"]:
     """sum_t log p_t(y_t) = log pi(y | x), EM-RL-sequence. It favours short rows."""
     return _sum(stats.log_prob, stats.mask)
 
 
 # Adding a reward is adding a function and its row here.
-INTRINSIC: dict[str, Callable[[SampledStats], Float[Array, "P G"]]] = {
+INTRINSIC: dict[str, Callable[[PolicyStats], Float[Array, "P G"]]] = {
     "self_certainty": self_certainty,
     "self_certainty_raw": self_certainty_raw,
     "token_entropy": token_entropy,

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.fields import field
-from rl_likelihood.rewards.intrinsic import SampledStats
+from rl_likelihood.rewards.intrinsic import PolicyStats
 from rl_likelihood.shapes import Alternatives, Outcomes
 
 
@@ -181,7 +181,7 @@ class Observation(NamedTuple):
     scored: Bool[Array, "P G T"]  # the reference answer's tokens that count
     keep: Bool[Array, "P G"]
     truncated: Bool[Array, "P G"]  # chains that never opened their answer
-    sampled: SampledStats  # statistics of the tokens that the policy sampled
+    policy: PolicyStats  # statistics of the tokens of the policy term
     chain_tokens: Float[Array, "P G"]
     host_rewards: dict[str, Float[Array, "P G"]]
     baseline: Float[Array, "P"] | None = None  # avg_prob of the reference answer without a chain, for rlpr

@@ -23,7 +23,7 @@ Rows = Float[Array, "P G"]
 
 def _intrinsic(name: str):
     def of_sampled(observation: Observation, cfg: RewardConfig) -> Rows:
-        return intrinsic.INTRINSIC[name](intrinsic.in_base(observation.sampled, cfg.entropy_base))
+        return intrinsic.INTRINSIC[name](intrinsic.in_base(observation.policy, cfg.entropy_base))
 
     return of_sampled
 
@@ -134,7 +134,7 @@ def length(observation: Observation, cfg: RewardConfig) -> Rows:
 
 def overlong(observation: Observation, cfg: RewardConfig) -> Rows:
     """0, falling linearly to -1 at overlong_max sampled tokens; -1 for a chain that never opens its answer."""
-    tokens = observation.sampled.mask.sum(-1).astype(jnp.float32)
+    tokens = observation.policy.mask.sum(-1).astype(jnp.float32)
     return shaping.overlong(tokens, observation.truncated, cfg.overlong_max, cfg.overlong_cache)
 
 

@@ -114,10 +114,8 @@ def test_statistics_and_log_probs_are_of_the_same_tempered_distribution():
         "self_certainty": -table.mean(-1) - np.log(MODEL.vocab_size),
     }
     for name, x in expected.items():
-        np.testing.assert_allclose(
-            getattr(observation.sampled, name)[mask], x[mask], rtol=2e-4, atol=2e-5, err_msg=name
-        )
-    raw, less = (np.asarray(INTRINSIC[k](observation.sampled)) for k in ("self_certainty_raw", "self_certainty"))
+        np.testing.assert_allclose(getattr(observation.policy, name)[mask], x[mask], rtol=2e-4, atol=2e-5, err_msg=name)
+    raw, less = (np.asarray(INTRINSIC[k](observation.policy)) for k in ("self_certainty_raw", "self_certainty"))
     np.testing.assert_allclose(raw - less, np.log(MODEL.vocab_size), rtol=1e-4)
     # The reference answer was not sampled: its likelihood is that of the model itself.
     at_one = reference_log_distributions(PARAMS, MODEL, BATCH)

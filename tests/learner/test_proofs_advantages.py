@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rl_likelihood.learner.surrogate import advantages, leave_one_out
 from rl_likelihood.rewards import reward_sum, shaping
-from rl_likelihood.rewards.intrinsic import SampledStats
+from rl_likelihood.rewards.intrinsic import PolicyStats
 from rl_likelihood.rewards.likelihood import OBJECTIVES, kept_mean
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.tables import parse_reward
@@ -72,7 +72,7 @@ def test_the_published_group_of_rlpr_by_its_preset():
         scored=ones[..., None],
         keep=ones,
         truncated=~ones,
-        sampled=SampledStats(score, score, score, ones[..., None], V),
+        policy=PolicyStats(score, score, score, ones[..., None], V),
         chain_tokens=np.ones((2, 4), np.float32),
         host_rewards={
             "format": np.float32([[1, 1, 0, 1]] * 2),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rl_likelihood.learner import surrogate
 from rl_likelihood.learner.surrogate import Counts, LossConfig, leave_one_out, policy_loss
 from rl_likelihood.rewards import reward_sum
-from rl_likelihood.rewards.intrinsic import SampledStats
+from rl_likelihood.rewards.intrinsic import PolicyStats
 from rl_likelihood.rewards.likelihood import OBJECTIVES, SCORES, kept_mean
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.tables import parse_reward
@@ -158,7 +158,7 @@ def test_a_sum_of_terms_keeps_its_digits_too():
         scored=mask,
         keep=keep,
         truncated=~keep,
-        sampled=SampledStats(logp, logp, logp, mask, 24),
+        policy=PolicyStats(logp, logp, logp, mask, 24),
         chain_tokens=np.ones(keep.shape, np.float32),
         host_rewards={"math": rewards.astype(np.float32)},
     )

@@ -9,7 +9,7 @@ import pytest
 
 from rl_likelihood.learner.surrogate import LossConfig, leave_one_out
 from rl_likelihood.rewards import reward_sum, weighted
-from rl_likelihood.rewards.intrinsic import SampledStats
+from rl_likelihood.rewards.intrinsic import PolicyStats
 from rl_likelihood.rewards.max_rl import max_rl
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.tables import parse_reward
@@ -34,7 +34,7 @@ def observation(answer, base=BASE):
     scored = jnp.broadcast_to(jnp.arange(2 * a + 1) % 2 == 1, logp.shape)
     keep = jnp.ones((n, g), bool)
     none = jnp.zeros((n, g))
-    stats = SampledStats(logp, logp, logp, scored, 3)
+    stats = PolicyStats(logp, logp, logp, scored, 3)
     base = jnp.broadcast_to(jnp.asarray(base, jnp.float32), (n, base.shape[-1]))
     return Observation(logp, scored, keep, ~keep, stats, none, {}, no_chain_logp=base)
 
