@@ -151,7 +151,7 @@ MUTANTS = [
     ),
     Mutant(
         "rewards/reward_sum.py",
-        "values = stop(likelihood.relative(score, observation.logp, observation.scored, keep))",
+        "values = stop(likelihood.relative(score, observation.floored_logp, observation.scored, keep))",
         "values = rows[t.name]",
         f"{SURROGATE} -k sum_of_terms",
     ),

@@ -93,7 +93,7 @@ def group_loss(table, logits, group, reward, cfg, text, old, ref):
     mask, scored = (jnp.asarray(which >= 0)[group][None] for which in (table.chains, table.answers))
     keep = jnp.ones(mask.shape[:2], bool)
     observation = Observation(
-        logp=answer,
+        floored_logp=answer,
         scored=scored,
         keep=keep,
         truncated=~keep,

@@ -66,7 +66,7 @@ def observe(
     mask, keep = policy_masks(batch, cfg)
     stats, alternatives_logp, cross = rows.stats, rows.alternatives_logp, cfg.needs("cross")
     observation = Observation(
-        logp=floored(stats.log_prob, batch, cfg),
+        floored_logp=floored(stats.log_prob, batch, cfg),
         scored=batch.scored,
         keep=keep,
         truncated=batch.truncated,

@@ -93,7 +93,7 @@ def _policy_and_answer(forward: Forward, f, reward, batch: Batch, cfg: StepConfi
     """({"advantage": each row's [P, G]; with credit by turn also "turn_advantage": each message's [P, G, K]}, policy
     term, answer term). Both terms are losses, to be minimised."""
     loss, rows, keep = cfg.loss, forward.rows, forward.observation.keep
-    logp, mask = forward.observation.logp, forward.observation.policy.mask
+    logp, mask = forward.observation.floored_logp, forward.observation.policy.mask
     difference = surrogate.leave_one_out(f, jax.lax.stop_gradient(logp), batch.scored, keep)
     advantage = surrogate.advantages(difference, keep, loss.advantage)
     advantages, token_advantage = {"advantage": advantage}, advantage
@@ -114,7 +114,7 @@ def _policy_and_answer(forward: Forward, f, reward, batch: Batch, cfg: StepConfi
 
 def _posterior_terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
     """As `_policy_and_answer`, for groups with chains from both prompts. The policy term includes posterior.kl."""
-    chains, p, logp = forward.chains, cfg.posterior, forward.observation.logp
+    chains, p, logp = forward.chains, cfg.posterior, forward.observation.floored_logp
     w = posterior.weights(chains, p)
     advantage = posterior.advantages(reward, w, chains)
     log_target = posterior.token_target(chains.plain, chains.shown, p.target)
@@ -143,7 +143,8 @@ def group_spreads(params: Params, models: Models, batch: Batch, model: ModelConf
 
     def spread(batch):
         forward, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
-        logp, keep, by_token = forward.observation.logp, forward.observation.keep, cfg.filter.mode == "token_spread"
+        logp, keep = forward.observation.floored_logp, forward.observation.keep
+        by_token = cfg.filter.mode == "token_spread"
         return weighted.largest_spread(logp, batch.scored, keep) if by_token else shaping.group_std(reward, keep)
 
     return as_given(whole(jax.lax.map(spread, split(ordered(batch), prompts_per_forward(batch, cfg)))), batch)

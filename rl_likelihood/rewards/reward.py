@@ -177,7 +177,7 @@ class RewardConfig:
 class Observation(NamedTuple):
     """The inputs of rewards of kind `step` and `built`, for P groups of G rows. Log-probs are in nats."""
 
-    logp: Float[Array, "P G T"]  # of every completion token, with reward.floor applied
+    floored_logp: Float[Array, "P G T"]  # of every completion token, with reward.floor applied
     scored: Bool[Array, "P G T"]  # the reference answer's tokens that count
     keep: Bool[Array, "P G"]
     truncated: Bool[Array, "P G"]  # chains that never opened their answer

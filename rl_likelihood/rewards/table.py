@@ -30,16 +30,17 @@ def _intrinsic(name: str):
 
 def rlpr(observation: Observation, cfg: RewardConfig) -> Rows:
     """avg_prob; with a baseline, its excess over the baseline, clipped to [0, 1]."""
-    score = likelihood.avg_prob(observation.logp, observation.scored)
+    score = likelihood.avg_prob(observation.floored_logp, observation.scored)
     return score if observation.baseline is None else shaping.improvement(score, observation.baseline)
 
 
 def _without_chain(observation: Observation) -> tuple[Array, Array]:
     """(log-probs of the answer's tokens without a chain, the mask of the tokens); zeros if no term needs them."""
     n = jnp.where(observation.keep, observation.scored.sum(-1), 0).max(-1, keepdims=True)
+    width = observation.floored_logp.shape[-1]
     if observation.no_chain_logp is None:
-        return jnp.zeros((n.shape[0], observation.logp.shape[-1])), jnp.arange(observation.logp.shape[-1]) < n
-    base = observation.no_chain_logp[:, : observation.logp.shape[-1]]  # rows may be narrower than prompt.max_answer
+        return jnp.zeros((n.shape[0], width)), jnp.arange(width) < n
+    base = observation.no_chain_logp[:, :width]  # rows may be narrower than prompt.max_answer
     return base, jnp.arange(base.shape[-1]) < n
 
 
@@ -48,7 +49,7 @@ def _token_weights(observation: Observation, kind: str) -> Array:
     base, answer_mask = _without_chain(observation)
     if kind != "spread":
         return weighted.base_weights(kind, base, answer_mask)[:, None]
-    logp = jax.lax.stop_gradient(observation.logp)
+    logp = jax.lax.stop_gradient(observation.floored_logp)
     tokens, first = weighted.answers_first(logp, observation.scored, base.shape[-1])
     return weighted.shares(weighted.spread_of_others(tokens, first, observation.keep), first)
 
@@ -123,7 +124,7 @@ def vr_cli(observation: Observation, cfg: RewardConfig) -> Rows:
 
 def cer_reward(observation: Observation, cfg: RewardConfig) -> Rows:
     """The reference's probability, averaged over chains with weights by how likely each makes the sampled answer."""
-    prob = likelihood.prob(observation.logp, observation.scored)
+    prob = likelihood.prob(observation.floored_logp, observation.scored)
     return cer(observation.cross_logp, prob, observation.answered, observation.keep)
 
 

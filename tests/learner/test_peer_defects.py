@@ -51,7 +51,7 @@ def test_an_unusable_chain_poisons_nobody(truncated, name):
     forward = jax.device_get(run_observe(PARAMS | {"final_norm": PARAMS["final_norm"] * 20}, OPEN, cfg))
     observation, logp = forward.observation, forward.rows.stats.log_prob
     f, _, _ = reward_sum.objective(observation, cfg.reward)
-    d = leave_one_out(f, observation.logp, observation.scored, observation.keep)
+    d = leave_one_out(f, observation.floored_logp, observation.scored, observation.keep)
     got = np.asarray(advantages(d, observation.keep, "loo"))
     per_token = np.where(TRUNCATED[..., None], -6.0, logp) if truncated == "floor" else logp
     reward = np.where(OPEN.scored, per_token, 0).sum(-1, dtype=np.float64)
@@ -120,7 +120,7 @@ def test_statistics_and_log_probs_are_of_the_same_tempered_distribution():
     # The reference answer was not sampled: its likelihood is that of the model itself.
     at_one = reference_log_distributions(PARAMS, MODEL, BATCH)
     answer = np.take_along_axis(at_one, BATCH.completion[..., None], -1)[..., 0]
-    np.testing.assert_allclose(observation.logp[BATCH.scored], answer[BATCH.scored], rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(observation.floored_logp[BATCH.scored], answer[BATCH.scored], rtol=2e-4, atol=2e-5)
 
 
 # ------------------------------------------------------------------ rewards rounded to bfloat16

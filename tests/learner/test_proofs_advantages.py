@@ -68,7 +68,7 @@ def test_the_published_group_of_rlpr_by_its_preset():
     score = np.log(np.float32([[0.8, 0.6, 0.5, 0.3]] * 2))[..., None]
     ones = np.ones((2, 4), bool)
     observation = Observation(
-        logp=score,
+        floored_logp=score,
         scored=ones[..., None],
         keep=ones,
         truncated=~ones,

@@ -398,4 +398,4 @@ def test_a_group_with_nothing_kept_gives_zero():
     nothing = Observation(*e)._replace(keep=jnp.zeros((P, G), bool))
     f, reward, _ = objective(nothing, RewardConfig(terms=parse_reward("log_prob + math/std")))
     assert np.isfinite(reward).all()
-    np.testing.assert_array_equal(f(nothing.logp, nothing.scored, nothing.keep), np.zeros(P))
+    np.testing.assert_array_equal(f(nothing.floored_logp, nothing.scored, nothing.keep), np.zeros(P))

@@ -154,7 +154,7 @@ def test_a_sum_of_terms_keeps_its_digits_too():
     logp, mask = unlikely(-3000, 0.01, 40, 8)
     keep, rewards = mask[..., 0], np.float32(-2000) + np.arange(8, dtype=np.float32)[None] / 64 + np.zeros((3, 1))
     observation = Observation(
-        logp=logp,
+        floored_logp=logp,
         scored=mask,
         keep=keep,
         truncated=~keep,

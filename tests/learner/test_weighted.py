@@ -53,9 +53,9 @@ def update(text, **changes):
         answer = token_log_probs(TWO, logits, TWO.answers)[GROUPS]
         chain = token_log_probs(TWO, logits, TWO.chains).sum(-1)[GROUPS]
         seen, f, _ = objective(answer, text, **changes)
-        held = jax.lax.stop_gradient(seen.logp)
+        held = jax.lax.stop_gradient(seen.floored_logp)
         d = jax.lax.stop_gradient(leave_one_out(f, held, seen.scored, seen.keep))
-        return (weight * ((d * chain).sum(-1) + f(seen.logp, seen.scored, seen.keep))).sum()
+        return (weight * ((d * chain).sum(-1) + f(seen.floored_logp, seen.scored, seen.keep))).sum()
 
     with jax.enable_x64(True):
         return np.asarray(jax.jit(jax.grad(total))(jnp.asarray(TWO.logits)))
@@ -146,7 +146,7 @@ def test_r3_by_hand():
     seen = observation(jnp.log(p), np.log([[0.9, 0.3, 0.5]]))
     f, rows, _ = reward_sum.objective(seen, RewardConfig(terms=parse_reward("r3"), baseline="live"))
     np.testing.assert_allclose(rows[0], [-1.2164, 0.8630, 2.9425, -3.2958], atol=1e-4)
-    d = leave_one_out(f, seen.logp, seen.scored, seen.keep)
+    d = leave_one_out(f, seen.floored_logp, seen.scored, seen.keep)
     np.testing.assert_allclose(d[0], (rows[0] - rows[0].mean()) / 3, atol=1e-5)
 
 
@@ -156,9 +156,9 @@ def test_equal_rows_and_dropped_rows_give_nothing(text):
     seen = observation(jnp.broadcast_to(jnp.log(jnp.array([0.9, 0.31, 0.5])), (1, 4, 3)))
     f, rows, _ = reward_sum.objective(seen, RewardConfig(terms=parse_reward(text), **changes))
     assert (np.asarray(rows) == 0).all()
-    assert (np.asarray(leave_one_out(f, seen.logp, seen.scored, seen.keep)) == 0).all()
+    assert (np.asarray(leave_one_out(f, seen.floored_logp, seen.scored, seen.keep)) == 0).all()
     nothing = jnp.zeros((1, 4), bool)
-    value, grad = jax.value_and_grad(lambda x: f(x, seen.scored, nothing).sum())(seen.logp)
+    value, grad = jax.value_and_grad(lambda x: f(x, seen.scored, nothing).sum())(seen.floored_logp)
     assert value == 0 and np.isfinite(grad).all()
 
 
@@ -191,8 +191,8 @@ def test_a_chain_worse_than_none_earns_nothing_and_its_answer_is_not_trained():
 
     def differentiated(*p, **clip):
         seen, f, rows = objective(jnp.log(jnp.array(p))[None, :, None], "nrt", token_weights="neg_log", **clip)
-        d = leave_one_out(f, seen.logp, seen.scored, seen.keep)
-        slope = jax.grad(lambda logp: f(logp, seen.scored, seen.keep).sum())(seen.logp)
+        d = leave_one_out(f, seen.floored_logp, seen.scored, seen.keep)
+        slope = jax.grad(lambda logp: f(logp, seen.scored, seen.keep).sum())(seen.floored_logp)
         return [np.asarray(x)[0].tolist() for x in (rows, d, slope[..., 1])]
 
     rows, d, slope = differentiated(0.5, 0.2, 0.1)
