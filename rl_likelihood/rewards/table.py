@@ -139,16 +139,6 @@ def overlong(observation: Observation, cfg: RewardConfig) -> Rows:
     return shaping.overlong(tokens, observation.truncated, cfg.overlong_max, cfg.overlong_cache)
 
 
-def format_open_r1(text: str, tags: rules.Tags) -> float:
-    """1 if the response matches open-r1's stricter rule, with each tag on its own line."""
-    return rules.format_open_r1(text)
-
-
-def repetition(text: str, tags: rules.Tags) -> float:
-    """-1 if some sequence of ten words occurs ten times."""
-    return rules.repetition(text)
-
-
 def majority_vote(inputs: HostInputs) -> np.ndarray:
     """1 if the answer is the most frequent one of its group."""
     return rules.majority_vote(inputs.answers, inputs.same, inputs.candidate)
@@ -229,7 +219,7 @@ REWARDS: dict[str, Reward] = {
     "environment": Reward(environment, "host", environment.__doc__, ("chain",), needs=("conversation",)),
     "calls_f1": Reward(calls_f1, "host", calls_f1.__doc__, ("chain", "reference"), needs=("conversation",)),
     "format": Reward(rules.format, "text", rules.format.__doc__, ("chain",), binary=True),
-    "format_open_r1": Reward(format_open_r1, "text", format_open_r1.__doc__, ("chain",), binary=True),
+    "format_open_r1": Reward(rules.format_open_r1, "text", rules.format_open_r1.__doc__, ("chain",), binary=True),
     "tag_count": Reward(rules.tag_count, "text", rules.tag_count.__doc__, ("chain",)),
     # A second model that reads question and sampled answer.
     "judge": Reward(None, "judge", "P(yes) of judge.model, asked whether the answer is correct.", _SAMPLED),
@@ -241,7 +231,7 @@ REWARDS: dict[str, Reward] = {
     # Shaping: give these a weight.
     "length": Reward(length, "step", length.__doc__, ("chain",)),
     "overlong": Reward(overlong, "step", overlong.__doc__, ("chain",)),
-    "repetition": Reward(repetition, "text", repetition.__doc__, ("chain",)),
+    "repetition": Reward(rules.repetition, "text", rules.repetition.__doc__, ("chain",)),
 }
 
 
