@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from rl_likelihood.learner import reward_step
-from rl_likelihood.learner.judge import Judge, JudgeParams, in_parts, last_state, scores_in_parts
+from rl_likelihood.learner.judge import Judge, JudgeParams, last_state, scores_in_parts
+from rl_likelihood.learner.micro_batches import in_parts
 from rl_likelihood.learner.reward_step import Optimizers, PreferenceConfig, Trainable, preference_loss
 from rl_likelihood.learner.rows import CriticConfig
 from rl_likelihood.model.architecture import ModelConfig, Params, head_matrix

@@ -17,11 +17,10 @@ from jaxtyping import Array
 from rl_likelihood.fields import field
 from rl_likelihood.learner import preference
 from rl_likelihood.learner.judge import ValueHead, value
-from rl_likelihood.learner.micro_batches import split, unstacked
+from rl_likelihood.learner.micro_batches import accumulate, split
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer, moment_shardings, schedule
 from rl_likelihood.mesh import by_prompt, jitted, replicated
 from rl_likelihood.model.architecture import ModelConfig, Params, abstract, param_specs, shardings
-from rl_likelihood.model.decoder import stack_layers
 from rl_likelihood.rewards.shaping import init_filter
 from rl_likelihood.shapes import Compared, TrainState
 
@@ -118,16 +117,7 @@ def gradients(trainable: Trainable, model: ModelConfig, loss: Loss, batch: Compa
     p = batch.present.shape[0]
     if not size or size >= p:
         return micro_batch(trainable, batch)
-    layers = (unstacked(model, trainable[0])[0], trainable[1])
-
-    def body(total, part):
-        grads, sums = micro_batch(layers, part)
-        return jax.tree.map(jnp.add, total, grads), sums
-
-    zero = jax.tree.map(jnp.zeros_like, layers)
-    grads, sums = jax.lax.scan(body, zero, split(batch, size))
-    if not model.scan_layers:
-        grads = (stack_layers(grads[0]), grads[1])
+    grads, sums = accumulate(micro_batch, model, trainable, split(batch, size))
     return grads, jax.tree.map(lambda x: x.sum(0), sums)
 
 

@@ -17,14 +17,13 @@ from jaxtyping import Array, Bool, Float
 from rl_likelihood.learner import measures, posterior, reward_step, surrogate
 from rl_likelihood.learner.adversarial import optimizers_of, update_critic
 from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, judge_batch
-from rl_likelihood.learner.micro_batches import as_given, ordered, split, unstacked, whole
+from rl_likelihood.learner.micro_batches import accumulate, as_given, in_parts, ordered, split, unstacked, whole
 from rl_likelihood.learner.observation import Forward, Models, observe
 from rl_likelihood.learner.optimizer import moment_shardings
 from rl_likelihood.learner.rows import RowStats, StepConfig, policy_masks, row_stats
 from rl_likelihood.learner.surrogate import Counts, by_weight
 from rl_likelihood.mesh import by_prompt, jitted, on_cpu, replicated, row_shards
 from rl_likelihood.model.architecture import ModelConfig, Params, Spec, param_specs, shardings
-from rl_likelihood.model.decoder import stack_layers
 from rl_likelihood.model.lora import LoraConfig, as_base, base_specs, effective, trained_specs
 from rl_likelihood.rewards import likelihood, reward_sum, shaping, weighted
 from rl_likelihood.shapes import CHAIN, TAG, Batch, TrainState
@@ -192,24 +191,18 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
         row_weights = by_weight(surrogate.length_weights(policy_mask, keep, cfg.loss), batch.weight)
         counts = counts._replace(row_weights=row_weights.sum())
 
-    def micro_batch(batch):  # reads params and models when called, after `unstacked`
+    def micro_batch(trained, batch):  # reads models when called, after `unstacked`
         tokens = batch.completion.shape if batch.packing is None else (row_shards(), batch.packing.tokens)
         probe = jnp.zeros((*tokens, model.width), model.compute_dtype)
         grad = jax.value_and_grad(_loss, has_aux=True)
-        (_, (sums, per_row)), (grads, grad_hidden) = grad((params, probe), models, batch, model, cfg, counts)
-        return grads, sums | measures.hidden_grad_norms(grad_hidden, batch, cfg), per_row
+        (_, (sums, per_row)), (grads, grad_hidden) = grad((*trained, probe), models, batch, model, cfg, counts)
+        return (grads,), (sums | measures.hidden_grad_norms(grad_hidden, batch, cfg), per_row)
 
     if size >= p:
-        return micro_batch(batch)
-
-    def body(total, batch):
-        grads, sums, per_row = micro_batch(batch)
-        return jax.tree.map(jnp.add, total, grads), (sums, per_row)
-
-    (params,), models = unstacked(model, params), unstacked(model, *models)
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
-    grads, (sums, per_row) = jax.lax.scan(body, zero, split(ordered(batch), size))
-    grads = grads if model.scan_layers else stack_layers(grads)
+        (grads,), (sums, per_row) = micro_batch((params,), batch)
+        return grads, sums, per_row
+    models = unstacked(model, *models)
+    (grads,), (sums, per_row) = accumulate(micro_batch, model, (params,), split(ordered(batch), size))
     sums = {k: v.max(0) if k.startswith("max/") else v.sum(0) for k, v in sums.items()}
     return grads, sums, as_given(whole(per_row), batch)
 
@@ -358,8 +351,7 @@ def make_score(model: ModelConfig, cfg: StepConfig, mesh: Mesh | None = None):
     def score(params: Params, batch: Batch) -> RowStats:
         if mesh is not None:
             batch = jax.lax.with_sharding_constraint(batch, by_prompt(mesh, batch))
-        (params,) = unstacked(model, params)
-        parts = split(batch, prompts_per_forward(batch, cfg))
-        return whole(jax.lax.map(lambda b: row_stats(params, model, b, cfg), parts))
+        run = lambda params, part: row_stats(params, model, part, cfg)
+        return in_parts(run, model, params, batch, prompts_per_forward(batch, cfg))
 
     return jax.jit(score, out_shardings=None if mesh is None else replicated(mesh))
