@@ -5,17 +5,8 @@ Each reward maps the statistics of a group's sampled tokens to one number per ro
     f(PolicyStats) -> [P, G],
 
 the R_i of the surrogate. The caller stops the gradient. p_t is the distribution from which token t was sampled, V the
-size of the vocabulary; means and sums are over the sampled tokens of row i:
-
-    self_certainty      mean_t KL(uniform || p_t)            Intuitor, 2505.19590, eq. 1
-    self_certainty_raw  mean_t KL(uniform || p_t) + log V    the same as its released code computes it
-    token_entropy       -mean_t H(p_t)                       RLIF, 2506.17219
-    token_entropy_sum   -sum_t H(p_t)                        EM-RL-token, 2505.15134
-    trajectory          mean_t log p_t(y_t)                  RLIF
-    trajectory_sum      sum_t log p_t(y_t)                   EM-RL-sequence, 2505.15134
-
-A sum favours short rows, a mean of log-probs long ones. A row without tokens scores 0. No finite input gives NaN or
-inf. Masked tokens may have any value.
+size of the vocabulary; means and sums are over the sampled tokens of row i. A sum favours short rows, a mean of
+log-probs long ones. A row without tokens scores 0. No finite input gives NaN or inf. Masked tokens may have any value.
 """
 
 from __future__ import annotations
@@ -72,8 +63,9 @@ def in_base(stats: PolicyStats, base: int | str) -> PolicyStats:
 
 
 def self_certainty(stats: PolicyStats) -> Float[Array, "P G"]:
-    """(1/n) sum_t KL(uniform || p_t) = mean_t [-log V - (1/V) sum_v log p_t(v)], nats (Intuitor, eq. 1). 0 for uniform
-    distributions, else positive. It grows without bound as the probability of any token goes to 0."""
+    """(1/n) sum_t KL(uniform || p_t) = mean_t [-log V - (1/V) sum_v log p_t(v)], nats: eq. 1 of Intuitor
+    (2505.19590). 0 for uniform distributions, else positive. It grows without bound as the probability of any token
+    goes to 0."""
     return _mean(stats.self_certainty, stats.mask)
 
 
@@ -87,12 +79,12 @@ def self_certainty_raw(stats: PolicyStats) -> Float[Array, "P G"]:
 
 
 def token_entropy(stats: PolicyStats) -> Float[Array, "P G"]:
-    """-(1/n) sum_t H(p_t), RLIF."""
+    """-(1/n) sum_t H(p_t), RLIF (2506.17219)."""
     return _mean(-stats.entropy, stats.mask)
 
 
 def token_entropy_sum(stats: PolicyStats) -> Float[Array, "P G"]:
-    """-sum_t H(p_t), EM-RL-token. It favours short rows."""
+    """-sum_t H(p_t), EM-RL-token (2505.15134). It favours short rows."""
     return _sum(-stats.entropy, stats.mask)
 
 
@@ -102,7 +94,7 @@ def trajectory(stats: PolicyStats) -> Float[Array, "P G"]:
 
 
 def trajectory_sum(stats: PolicyStats) -> Float[Array, "P G"]:
-    """sum_t log p_t(y_t) = log pi(y | x), EM-RL-sequence. It favours short rows."""
+    """sum_t log p_t(y_t) = log pi(y | x), EM-RL-sequence (2505.15134). It favours short rows."""
     return _sum(stats.log_prob, stats.mask)
 
 

@@ -1,12 +1,4 @@
-"""Terms that shape a reward, and filters of groups. With |z| the number of tokens of a chain:
-
-    length           min(|z| - l0, 0)                              Kwiatkowski et al. 2602.03979, sec. 3.4
-    overlong         clip((limit - cache - |z|) / cache, -1, 0)    DAPO, 2503.14476, soft overlong punishment
-    improvement      clip(r - r', 0, 1)                            RLPR, 2506.18254
-    perplexity       exp(nll / max(1, 1 + log10 |z|))              NOVER, 2505.16022
-    perplexity_rank  (m - k) / m                                   same
-    efficiency       #{j: |z_i| < |z_j|, ppl_i < ppl_j} / (m - 1)  same
-    group_std        sqrt(sum_i (R_i - mean R)^2 / (n - 1))        RLPR's filter
+"""Terms that shape a reward, and filters of groups. |z| is the number of tokens of a chain.
 
 The caller multiplies by coefficients and stops the gradient. No finite input gives NaN or inf. Rows outside `keep` or
 `valid` may have any value and change no other row.
@@ -45,13 +37,14 @@ def _bounded(values: Rows) -> Float[Array, "P G"]:
 def length(tokens: Tokens, least: int | float) -> Float[Array, "P G"]:
     """min(|z| - l0, 0), in tokens: 0 for chains of at least l0 = `least`, -1 per missing token.
 
-    Kwiatkowski et al. weight it with r = (gain in reward) / (loss in length) over a run's initial drop.
+    Kwiatkowski et al. (2602.03979, sec. 3.4) weight it with r = (gain in reward) / (loss in length) over a run's
+    initial drop.
     """
     return jnp.minimum(jnp.asarray(tokens, jnp.float32) - least, 0.0)
 
 
 def overlong(tokens: Tokens, cut: Keep, limit: int | float, cache: int | float) -> Float[Array, "P G"]:
-    """0 up to `limit` - `cache` tokens, then linear down to -1 at `limit`, and -1 above (DAPO). Units: tokens.
+    """0 up to `limit` - `cache` tokens, then linear down to -1 at `limit`, and -1 above, in tokens (DAPO, 2503.14476).
 
     A row that was `cut` off before its answer gets -1 at any length, so that no finished row earns less. With cache 0
     the penalty is a step function: 0 up to `limit`, -1 above.
@@ -62,13 +55,13 @@ def overlong(tokens: Tokens, cut: Keep, limit: int | float, cache: int | float) 
 
 
 def improvement(score: Rows, baseline: Float[AnyArray, "P"]) -> Float[Array, "P G"]:
-    """clip(score - baseline, 0, 1): how much a chain raises the score of its prompt without a chain (RLPR)."""
+    """clip(score - baseline, 0, 1): how much a chain raises its prompt's score without a chain (RLPR, 2506.18254)."""
     without = jnp.asarray(baseline, jnp.float32)[:, None]
     return jnp.clip(_bounded(score) - jnp.clip(without, -_LARGEST, _LARGEST), 0.0, 1.0)
 
 
 def perplexity(nll_mean: Rows, tokens: Tokens) -> Float[Array, "P G"]:
-    """exp(nll / max(1, 1 + log10 |z|)), NOVER: the answer's perplexity, discounted for longer chains.
+    """exp(nll / max(1, 1 + log10 |z|)), NOVER (2505.16022): the answer's perplexity, discounted for longer chains.
 
     `nll_mean` is minus the mean log-prob of the answer's tokens, in nats. The divisor is 1 for a chain of 0 or 1
     tokens, 2 for 10 tokens, 3 for 100 tokens. The result is at most exp(80).
