@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rl_likelihood.shapes import AnyArray, UserError
-
-# Far beyond any real statistic of a token. Sums of values clipped to it stay finite in float32.
-_LARGEST = 1e30
+from rl_likelihood.rewards.likelihood import bounded
+from rl_likelihood.shapes import AnyArray
 
 
 class PolicyStats(NamedTuple):
@@ -39,27 +37,19 @@ class PolicyStats(NamedTuple):
     vocab_size: int
 
 
-def _bounded(values: Float[AnyArray, "P G T"]) -> Float[Array, "P G T"]:
-    return jnp.clip(jnp.asarray(values, jnp.float32), -_LARGEST, _LARGEST)
-
-
 def _sum(values: Float[AnyArray, "P G T"], mask: Bool[AnyArray, "P G T"]) -> Float[Array, "P G"]:
-    return jnp.where(mask, _bounded(values), 0.0).sum(-1)
+    return jnp.where(mask, bounded(values), 0.0).sum(-1)
 
 
 def _mean(values: Float[AnyArray, "P G T"], mask: Bool[AnyArray, "P G T"]) -> Float[Array, "P G"]:
     return _sum(values, mask) / jnp.maximum(mask.sum(-1), 1).astype(jnp.float32)
 
 
-def in_base(stats: PolicyStats, base: int | str) -> PolicyStats:
-    """Entropies and log-probs in nats (base "e") or bits (base 2 or "2"). Self-certainty stays in nats.
-
-    RLIF reports entropies in bits. UserError for any other base.
-    """
-    if base not in ("e", "2", 2):
-        raise UserError(f'reward.entropy_base is {base!r}; it must be "e" (nats) or 2 (bits)')
+def in_base(stats: PolicyStats, base: Literal["e", "2"]) -> PolicyStats:
+    """Entropies and log-probs in nats (base "e") or bits (base "2"), as RLIF reports them. Self-certainty stays in
+    nats."""
     scale = 1.0 if base == "e" else math.log(2)
-    return stats._replace(log_prob=_bounded(stats.log_prob) / scale, entropy=_bounded(stats.entropy) / scale)
+    return stats._replace(log_prob=bounded(stats.log_prob) / scale, entropy=bounded(stats.entropy) / scale)
 
 
 def self_certainty(stats: PolicyStats) -> Float[Array, "P G"]:

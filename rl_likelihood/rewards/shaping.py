@@ -17,21 +17,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from rl_likelihood.fields import field
-from rl_likelihood.rewards.likelihood import Keep, kept_mean
+from rl_likelihood.rewards.likelihood import LOWEST, Keep, bounded, kept_mean
 from rl_likelihood.shapes import AnyArray
 
 Tokens = Real[AnyArray, "P G"]  # lengths: counts of tokens, as integers or floats
 Rows = Float[AnyArray, "P G"]
 
-# Far beyond any real reward or mean log-prob. Sums and exponentials of values clipped to these stay finite in float32.
-_LARGEST, _HIGHEST_EXP = 1e30, 80.0
+# Exponentials of values clipped to it stay finite in float32.
+_HIGHEST_EXP = 80.0
 
 # A group with a smaller std counts as having equal rewards. RLPR gives such groups no advantage.
 ZERO_STD = 1e-6
-
-
-def _bounded(values: Rows) -> Float[Array, "P G"]:
-    return jnp.clip(jnp.asarray(values, jnp.float32), -_LARGEST, _LARGEST)
 
 
 def length(tokens: Tokens, least: int | float) -> Float[Array, "P G"]:
@@ -56,8 +52,7 @@ def overlong(tokens: Tokens, cut: Keep, limit: int | float, cache: int | float) 
 
 def improvement(score: Rows, baseline: Float[AnyArray, "P"]) -> Float[Array, "P G"]:
     """clip(score - baseline, 0, 1): how much a chain raises its prompt's score without a chain (RLPR, 2506.18254)."""
-    without = jnp.asarray(baseline, jnp.float32)[:, None]
-    return jnp.clip(_bounded(score) - jnp.clip(without, -_LARGEST, _LARGEST), 0.0, 1.0)
+    return jnp.clip(bounded(score) - bounded(baseline)[:, None], 0.0, 1.0)
 
 
 def perplexity(nll_mean: Rows, tokens: Tokens) -> Float[Array, "P G"]:
@@ -67,7 +62,7 @@ def perplexity(nll_mean: Rows, tokens: Tokens) -> Float[Array, "P G"]:
     tokens, 2 for 10 tokens, 3 for 100 tokens. The result is at most exp(80).
     """
     digits = jnp.log10(jnp.maximum(jnp.asarray(tokens, jnp.float32), 1.0))
-    return jnp.exp(jnp.minimum(_bounded(nll_mean) / (1.0 + digits), _HIGHEST_EXP))
+    return jnp.exp(jnp.minimum(bounded(nll_mean) / (1.0 + digits), _HIGHEST_EXP))
 
 
 # VR-CLI's reward: (least reduction of perplexity in percent, reward).
@@ -79,7 +74,7 @@ def vr_cli(nll_mean: Rows, without_chain: Float[AnyArray, "P"]) -> Float[Array, 
 
     Both arguments are mean negative log-probs per token of the reference answer, in nats.
     """
-    more = _bounded(nll_mean) - jnp.clip(jnp.asarray(without_chain, jnp.float32), -_LARGEST, _LARGEST)[:, None]
+    more = bounded(nll_mean) - bounded(without_chain)[:, None]
     percent = -100.0 * jnp.expm1(jnp.minimum(more, _HIGHEST_EXP))
     reward = jnp.zeros_like(percent)
     for least, value in VR_CLI:
@@ -116,11 +111,11 @@ def group_std(reward: Rows, keep: Keep) -> Float[Array, "P"]:
 
     Equal rewards give exactly 0, because the group's highest reward is subtracted before the mean is computed.
     """
-    reward = _bounded(reward)
-    below = reward - jnp.where(keep, reward, -_LARGEST).max(-1, keepdims=True, initial=-_LARGEST)
+    reward = bounded(reward)
+    below = reward - jnp.where(keep, reward, LOWEST).max(-1, keepdims=True, initial=LOWEST)
     centred = jnp.where(keep, below - kept_mean(below, keep)[:, None], 0.0)
     # In units of the largest deviation, so that no square overflows or underflows.
-    unit = jnp.maximum(jnp.abs(centred).max(-1, keepdims=True, initial=0.0), 1.0 / _LARGEST)
+    unit = jnp.maximum(jnp.abs(centred).max(-1, keepdims=True, initial=0.0), -1.0 / LOWEST)
     variance = ((centred / unit) ** 2).sum(-1) / jnp.maximum(keep.sum(-1) - 1, 1)
     return unit[:, 0] * jnp.sqrt(variance)
 
@@ -195,7 +190,7 @@ def update(
     Call it once per step, after `filter_groups`, with the same `step` and the mean of `std` over all prompts, filtered
     or not. If nothing was recorded before filtering starts, ema becomes the first value.
     """
-    step, mean_std = jnp.asarray(step), jnp.clip(jnp.asarray(mean_std, jnp.float32), 0.0, _LARGEST)
+    step, mean_std = jnp.asarray(step), jnp.clip(jnp.asarray(mean_std, jnp.float32), 0.0, -LOWEST)
     recording = (step + 1 >= cfg.record_from) & ((step < cfg.start) | (state.count == 0))
     total = state.total + jnp.where(recording, mean_std, 0.0)
     count = state.count + recording
