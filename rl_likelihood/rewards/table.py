@@ -62,7 +62,7 @@ def _sum_to_length(weights: Array, observation: Observation) -> Array:
 def weighted_log_prob(observation: Observation, cfg: RewardConfig) -> Objective:
     """sum_t w_t log p_t, with the weights of reward.token_weights, scaled to mean 1."""
     weights = _sum_to_length(_token_weights(observation, cfg.token_weights), observation)
-    return weighted.weighted(weighted.log_probability, weights, jnp.zeros_like(weights[:, 0]))
+    return weighted.weighted(jnp.asarray, weights, jnp.zeros_like(weights[:, 0]))
 
 
 def weighted_avg_prob(observation: Observation, cfg: RewardConfig) -> Objective:
@@ -82,7 +82,7 @@ def r3(observation: Observation, cfg: RewardConfig) -> Objective:
     """sum_t w_t (log p_t - its value without a chain), with weights of mean 1 from the spread over the other rows."""
     base, answer_mask = _without_chain(observation)
     weights = _sum_to_length(_token_weights(observation, "spread"), observation)
-    return weighted.weighted(weighted.log_probability, weights, jnp.where(answer_mask, base, 0.0))
+    return weighted.weighted(jnp.asarray, weights, jnp.where(answer_mask, base, 0.0))
 
 
 def log_prob_any(observation: Observation, cfg: RewardConfig) -> Objective:

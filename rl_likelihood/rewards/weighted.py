@@ -128,8 +128,3 @@ def gain(weights: Float[AnyArray, "P A"], base: Float[AnyArray, "P A"], clip: bo
         return jnp.maximum(plain.score(logp, mask), 0.0)
 
     return dataclasses.replace(mean_of(score), score=score, weights=plain.weights)
-
-
-def log_probability(logp: Float[AnyArray, "..."]) -> Float[Array, "..."]:
-    """The log-prob itself."""
-    return jnp.asarray(logp)
