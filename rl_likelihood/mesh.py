@@ -338,10 +338,3 @@ def global_batch(mesh: Mesh, batch, own_prompts: np.ndarray, prompts: int):
     batch = jax.tree.map(np.asarray, batch)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((prompts, *x.shape[1:]), x.dtype), batch)
     return jax.tree.map(lambda x, at, s: global_array(x, at, s.shape), batch, by_prompt(mesh, shapes), shapes)
-
-
-def rows_mesh(devices: list, prompts: int, group: int, tensor: int = 1) -> Mesh:
-    """A sampler's mesh: prompts are split over data, the rows of a group over fsdp, weights over tensor."""
-    n = len(devices) // tensor
-    parts = math.gcd(prompts, n)
-    return Mesh(np.asarray(devices).reshape(parts, n // parts, tensor), AXES)
