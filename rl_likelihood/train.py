@@ -34,7 +34,7 @@ from rl_likelihood.mesh import put
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.progress import Progress
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
-from rl_likelihood.report.metric_table import higher_is_better, without_samples
+from rl_likelihood.report.metric_table import without_samples
 from rl_likelihood.report.metrics import MetricsWriter, line
 from rl_likelihood.report.tracking import Board, Tracker
 from rl_likelihood.rollouts.asked_judge import judge_of, refuse_judge
@@ -246,7 +246,7 @@ def record(r: Run, step: int, out: dict[str, float], step_input: StepInput, per_
 def open_run(session: Session, task: Task, devices: Devices) -> Run:
     """The run, with its checkpoint manager. The best checkpoint is kept if train.best names a metric."""
     c = task.config.train
-    best = Best(session.workdir, c.best, bool(c.best) and higher_is_better(c.best), bool(task.fast))
+    best = Best(session.workdir, c.best, bool(task.fast))
     manager = checkpoint.open_manager(session.workdir, checkpoint_config(c), best.is_best if c.best else None)
     return Run(**vars(session), task=task, devices=devices, checkpoints=manager, best=best)
 

@@ -47,8 +47,9 @@ class Best:
     """The result of `best_of` on a workdir's eval.jsonl, equal in every process. With an empty `name`, no step is
     best."""
 
-    def __init__(self, workdir: Path, name: str, higher: bool, fast_split: bool) -> None:
-        self.path, self.name, self.higher, self.fast_split = workdir / run_files.EVAL, name, higher, fast_split
+    def __init__(self, workdir: Path, name: str, fast_split: bool) -> None:
+        self.path, self.name, self.fast_split = workdir / run_files.EVAL, name, fast_split
+        self.higher = bool(name) and higher_is_better(name)
         self.step, self.since = -1, 0
         self.look()
 
