@@ -70,9 +70,9 @@ from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.task import Model, Task, checkpoint_model, load, trained
 from rl_likelihood.training.announcement import announce
 from rl_likelihood.training.best import Best, best_line
+from rl_likelihood.training.compiled_steps import StepPrograms, on_devices
 from rl_likelihood.training.dry_run import dry_run
 from rl_likelihood.training.micro_batch import with_micro_batch
-from rl_likelihood.training.programs import StepPrograms, on_devices
 from rl_likelihood.training.session import (
     Run,
     Session,

@@ -16,7 +16,7 @@ from rl_likelihood.rollouts.resample import Groups, by_host, chosen, host_groups
 from rl_likelihood.rollouts.source import make_source
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.shapes import TrainState
-from rl_likelihood.training.programs import StepPrograms
+from rl_likelihood.training.compiled_steps import StepPrograms
 from tests.rollouts.test_batches import loaded
 from tests.runs import small_config
 

@@ -12,7 +12,7 @@ from rl_likelihood.rewards import shaping
 from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.shapes import TrainState
 from rl_likelihood.task import load
-from rl_likelihood.training.programs import StepPrograms
+from rl_likelihood.training.compiled_steps import StepPrograms
 from tests.runs import small_config
 from tests.runtime.processes import processes_of, said
 from tests.small import random_batch, random_params
