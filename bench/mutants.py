@@ -165,7 +165,7 @@ MUTANTS = [
     Mutant("rewards/shaping.py", "return jnp.where(cut, -1.0, penalty)", "return penalty", "rewards/test_shaping.py"),
     Mutant("rewards/shaping.py", "jnp.maximum(m - 1, 1)", "jnp.maximum(m, 1)", "rewards/test_shaping.py"),
     Mutant(
-        "rewards/shaping.py",
+        "rewards/group_filter.py",
         "jnp.asarray(step) >= cfg.start",
         "jnp.asarray(step) > cfg.start",
         "rewards/test_shaping.py",

@@ -21,7 +21,7 @@ from rl_likelihood.learner.micro_batches import accumulate, split
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer, moment_shardings, schedule
 from rl_likelihood.mesh import by_prompt, jitted, replicated
 from rl_likelihood.model.architecture import ModelConfig, Params, abstract, param_specs, shardings
-from rl_likelihood.rewards.shaping import init_filter
+from rl_likelihood.rewards.group_filter import init_filter
 from rl_likelihood.shapes import Compared, TrainState
 
 

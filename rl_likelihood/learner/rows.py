@@ -20,8 +20,8 @@ from rl_likelihood.model.head import TokenStats, token_stats
 from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.model.pool import Layout, layout
 from rl_likelihood.rewards.adversarial import Kind
+from rl_likelihood.rewards.group_filter import FilterConfig
 from rl_likelihood.rewards.reward import RewardConfig
-from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, AnyArray, Batch
 
 

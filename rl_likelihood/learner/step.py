@@ -25,7 +25,7 @@ from rl_likelihood.learner.surrogate import Counts, by_weight
 from rl_likelihood.mesh import by_prompt, jitted, on_cpu, replicated, row_shards
 from rl_likelihood.model.architecture import ModelConfig, Params, Spec, param_specs, shardings
 from rl_likelihood.model.lora import LoraConfig, as_base, base_specs, effective, trained_specs
-from rl_likelihood.rewards import likelihood, reward_sum, shaping, weighted
+from rl_likelihood.rewards import group_filter, likelihood, reward_sum, shaping, weighted
 from rl_likelihood.shapes import CHAIN, TAG, Batch, TrainState
 
 # Completion tokens per forward on a CPU. More tokens take memory and save no time (docs/benchmarks.md).
@@ -155,8 +155,8 @@ def filtered(state: TrainState, models: Models, batch: Batch, model: ModelConfig
     if cfg.filter.mode == "none" or batch.counted is not None:
         return batch, state.filter
     std = group_spreads(state.params, models, batch, model, cfg)
-    counts = shaping.filter_groups(std, cfg.filter, state.filter, state.step)
-    return batch.replace(counted=counts), shaping.update(state.filter, state.step, std.mean(), cfg.filter)
+    counts = group_filter.filter_groups(std, cfg.filter, state.filter, state.step)
+    return batch.replace(counted=counts), group_filter.update(state.filter, state.step, std.mean(), cfg.filter)
 
 
 def prompts_per_forward(batch: Batch, cfg: StepConfig) -> int:
@@ -219,7 +219,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, cfg: Ste
         step=jnp.int32(0),
         params=params,
         opt_state=optimizer.init(params),
-        filter=shaping.init_filter(),
+        filter=group_filter.init_filter(),
         # Copies, because the state is donated and a buffer can be donated only once.
         proxy=jax.tree.map(jnp.copy, params) if cfg.needs("proxy") else None,
         reference=jax.tree.map(jnp.copy, params) if cfg.moving_reference else None,
@@ -237,7 +237,7 @@ def state_shardings(
         step=everywhere,
         params=params,
         opt_state=moment_shardings(mesh, optimizer, specs),
-        filter=jax.tree.map(lambda _: everywhere, jax.eval_shape(shaping.init_filter)),
+        filter=jax.tree.map(lambda _: everywhere, jax.eval_shape(group_filter.init_filter)),
         proxy=params if cfg.needs("proxy") else None,
         reference=params if cfg.moving_reference else None,
         critic=cfg.critic and reward_step.state_shardings(mesh, model, optimizers_of(cfg.critic)),

@@ -17,7 +17,7 @@ from rl_likelihood.learner.packing import Whole, pack
 from rl_likelihood.learner.step import group_spreads, make_step, models_of
 from rl_likelihood.mesh import global_batch, ready, replicated
 from rl_likelihood.model.decoder import Params
-from rl_likelihood.rewards import shaping
+from rl_likelihood.rewards import group_filter
 from rl_likelihood.rollouts.asked_judge import AnyJudge, StepJudge
 from rl_likelihood.rollouts.resample import Groups
 from rl_likelihood.runtime import distributed
@@ -63,7 +63,7 @@ class StepPrograms:
 
         def filter_drawn(state: TrainState, ref_params: Params | None, batch: Batch):
             std = group_spreads(state.params, models_of(state, ref_params, cfg), batch, task.model, cfg)
-            return shaping.filter_groups(std, cfg.filter, state.filter, state.step), std.mean()
+            return group_filter.filter_groups(std, cfg.filter, state.filter, state.step), std.mean()
 
         self._filter_drawn = jax.jit(filter_drawn, out_shardings=replicated(self.mesh))
 
@@ -78,7 +78,7 @@ class StepPrograms:
         StepInput."""
         if spread is not None:
             cfg = self.task.config.filter
-            state = state.replace(filter=shaping.update(state.filter, state.step, spread, cfg))
+            state = state.replace(filter=group_filter.update(state.filter, state.step, spread, cfg))
         packing = batch.packing
         shape: tuple[int, ...] = (batch.prompt.shape[1], batch.completion.shape[2])
         if packing is not None:

@@ -23,10 +23,10 @@ from rl_likelihood.config import all_fields
 from rl_likelihood.learner.observation import observe
 from rl_likelihood.learner.step import filtered, gradients
 from rl_likelihood.learner.surrogate import advantages, leave_one_out
-from rl_likelihood.rewards import reward_sum, shaping
+from rl_likelihood.rewards import group_filter, reward_sum
+from rl_likelihood.rewards.group_filter import FilterConfig
 from rl_likelihood.rewards.intrinsic import INTRINSIC
 from rl_likelihood.rewards.likelihood import OBJECTIVES
-from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TrainState
 from tests.small import random_batch, random_params, reference_log_distributions, rewarded, tiny
 
@@ -131,7 +131,7 @@ def test_rewards_closer_than_a_bfloat16_step_keep_their_group():
     reward = np.float32([[0.5, 0.5005, 0.501], [0.5, 0.5, 0.5], [0.25, 0.2502, 0.2501], [1.0, 1.001, 1.0]])
     assert all(len(set(row)) == 1 for row in np.asarray(jnp.asarray(reward, jnp.bfloat16)).tolist())
     cfg = rewarded("math", two_branches=True, filter=FilterConfig(mode="std_below", threshold=5e-5))
-    state = shaping.init_filter()
+    state = group_filter.init_filter()
 
     @jax.jit
     def run(params, batch):

@@ -16,10 +16,10 @@ from rl_likelihood.learner.step import gradients, init_state, make_step
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.planning.aot import count_flops
 from rl_likelihood.rewards import shaping
+from rl_likelihood.rewards.group_filter import FilterConfig
 from rl_likelihood.rewards.intrinsic import INTRINSIC
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.rewards.reward_sum import objective
-from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, NoChainRows
 from rl_likelihood.tables import parse_reward, reward_table
 from tests.small import one_device, random_batch, random_params, reference_log_distributions, rewarded, tiny
