@@ -79,8 +79,9 @@ from rl_likelihood.training.session import (
     evaluate_if_due,
     evaluation,
     failure_in_status,
+    out_of_patience,
     refuse_nan,
-    without_progress,
+    save_if_best,
 )
 from rl_likelihood.training.warm_start import warm_start, with_worked_examples
 
@@ -195,7 +196,8 @@ def learn(c: Config, session: Session, resume: int | None, saved_model: Model | 
             while True:
                 policy = r.policy(state, ref_params)
                 evaluate_if_due(r, policy, step)
-                if ended := without_progress(r, state, source, policy) or step >= steps:
+                save_if_best(r, state, source)
+                if ended := out_of_patience(r, state, source, policy) or step >= steps:
                     break
                 r.stop.check()
                 profile.before(step + 1)

@@ -124,15 +124,17 @@ def evaluate_once(
         evaluation(r, params, step, stage, rows, fast)
 
 
-def without_progress(r: Run, state: TrainState, source: Source, policy: Params) -> bool:
-    """Saves the state if its evaluation is the best by train.best. Returns whether train.patience ends the run; if so,
-    evaluates and saves it."""
+def save_if_best(r: Run, state: TrainState, source: Source) -> None:
+    """Saves the state if its evaluation is the best by train.best."""
+    if r.config.train.best:
+        r.best.look()
+        if r.best.is_best(int(state.step)):
+            r.save(state, source.state())
+
+
+def out_of_patience(r: Run, state: TrainState, source: Source, policy: Params) -> bool:
+    """Whether train.patience ends the run. If so, evaluates and saves it."""
     t, step = r.config.train, int(state.step)
-    if not t.best:
-        return False
-    r.best.look()
-    if r.best.is_best(step):
-        r.save(state, source.state())
     if not t.patience or r.best.since < t.patience:
         return False
     say(f"ends after step {step}: {r.best.since} evaluations without a better {t.best} than that of step {r.best.step}")
