@@ -35,7 +35,7 @@ from rl_likelihood.data.prompts import EncodedExample, collate, completion_ids, 
 from rl_likelihood.grading.graders import extract_answer
 from rl_likelihood.learner.batching import given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.rewards.intrinsic import INTRINSIC, PolicyStats, in_base
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.rollouts.host_rewards import sampled_texts

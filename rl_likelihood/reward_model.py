@@ -38,7 +38,7 @@ from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge
 from rl_likelihood.learner.reward_step import init_state, make_optimizers, make_reward_step, state_shardings
 from rl_likelihood.learner.step import all_finite
 from rl_likelihood.mesh import put, ready
-from rl_likelihood.model.decoder import ModelConfig, Params
+from rl_likelihood.model.architecture import ModelConfig, Params
 from rl_likelihood.progress import Progress, duration
 from rl_likelihood.report.metrics import MetricsWriter
 from rl_likelihood.rollouts.local_judge import (

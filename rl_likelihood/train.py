@@ -31,7 +31,7 @@ from rl_likelihood.datasets.questions import digest, digest_of_files
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import all_finite, init_reference, init_state, models_of, state_shardings
 from rl_likelihood.mesh import put
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.progress import Progress
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
 from rl_likelihood.report.metric_table import without_samples

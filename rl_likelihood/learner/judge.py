@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rl_likelihood.learner.micro_batches import in_parts
-from rl_likelihood.model.decoder import Completions, ModelConfig, Params, forward, head_matrix
+from rl_likelihood.model.architecture import ModelConfig, Params, head_matrix
+from rl_likelihood.model.decoder import Completions, forward
 from rl_likelihood.shapes import CHAIN, PAD, AnyArray, Batch, Judged
 
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from rl_likelihood.mesh import by_prompt
-from rl_likelihood.model.decoder import ModelConfig, Params, stack_layers, unstack_layers
+from rl_likelihood.model.architecture import ModelConfig, Params
+from rl_likelihood.model.decoder import stack_layers, unstack_layers
 from rl_likelihood.shapes import Batch
 
 MaybeParams = TypeVar("MaybeParams", bound=Params | None)

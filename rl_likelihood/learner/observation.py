@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from rl_likelihood.learner.cross import cross_log_probs
 from rl_likelihood.learner.posterior import Chains
 from rl_likelihood.learner.rows import RowStats, StepConfig, policy_masks, row_stats
-from rl_likelihood.model.decoder import ModelConfig, Params
+from rl_likelihood.model.architecture import ModelConfig, Params
 from rl_likelihood.rewards import likelihood
 from rl_likelihood.rewards.intrinsic import PolicyStats
 from rl_likelihood.rewards.reward import Observation

@@ -14,8 +14,9 @@ from rl_likelihood.learner.optimizer import OptimizerConfig
 from rl_likelihood.learner.posterior import PosteriorConfig
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import split_tokens
+from rl_likelihood.model.architecture import ModelConfig, Params, head_matrix
 from rl_likelihood.model.attention import predecessor, row_multiple
-from rl_likelihood.model.decoder import Completions, ModelConfig, Params, forward, head_matrix
+from rl_likelihood.model.decoder import Completions, forward
 from rl_likelihood.model.head import TokenStats, token_stats
 from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.model.pool import Layout, layout

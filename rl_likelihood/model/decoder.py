@@ -25,40 +25,12 @@ from rl_likelihood.mesh import (
     split_tokens,
 )
 from rl_likelihood.model import splash
-from rl_likelihood.model.architecture import (
-    LocalLayers,
-    ModelConfig,
-    Params,
-    Spec,
-    count,
-    head_matrix,
-    init,
-    is_spec,
-    param_specs,
-    part_of_matrix,
-    shardings,
-)
+from rl_likelihood.model.architecture import ModelConfig, Params, param_specs, part_of_matrix
 from rl_likelihood.model.attention import QUERIES, Kernel, attention, branch_mask, branch_positions, references
 from rl_likelihood.model.experts import activated, experts_mlp
 from rl_likelihood.model.pool import Layout, Places
 from rl_likelihood.model.views import View, layer_views, of_layer, prompt_parts, prompt_views, whole_prompts
 from rl_likelihood.shapes import AnyArray
-
-__all__ = [
-    "Completions",
-    "Hidden",
-    "LocalLayers",
-    "ModelConfig",
-    "Params",
-    "Spec",
-    "count",
-    "forward",
-    "head_matrix",
-    "init",
-    "is_spec",
-    "param_specs",
-    "shardings",
-]
 
 
 def rms_norm(x: Float[AnyArray, "... D"], scale: Float[AnyArray, "D"], cfg: ModelConfig) -> Float[Array, "... D"]:

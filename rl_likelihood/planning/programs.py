@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_reference, init_state, make_step, reference_shardings, state_shardings
 from rl_likelihood.mesh import local_bytes, replicated, sharding
-from rl_likelihood.model.decoder import ModelConfig, Spec, is_spec
+from rl_likelihood.model.architecture import ModelConfig, Spec, is_spec
 from rl_likelihood.model.lora import LoraConfig, trained_specs
 from rl_likelihood.planning import aot
 from rl_likelihood.planning.aot import Program

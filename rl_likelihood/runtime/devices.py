@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rl_likelihood.mesh import divides, make_mesh, rows_by_process, shapes
-from rl_likelihood.model.decoder import ModelConfig, Params
+from rl_likelihood.model.architecture import ModelConfig, Params
 from rl_likelihood.runtime import distributed
 from rl_likelihood.sampler import decode, handover
 from rl_likelihood.sampler.decode import SamplerConfig

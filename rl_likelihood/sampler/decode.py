@@ -15,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from rl_likelihood.fields import field
-from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
+from rl_likelihood.model.architecture import ModelConfig, Params, head_matrix
 from rl_likelihood.model.decoding import Cache, aligned_positions, decode_step, decoding_layout, empty_cache, prefill
 from rl_likelihood.sampler import engine
 from rl_likelihood.sampler.draw import Cut, Ends, Request, choose, own_rows, request_specs, row_keys, split_axes, spread

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
+from rl_likelihood.model.architecture import ModelConfig, Params, head_matrix
 from rl_likelihood.model.decoding import Cache, Positions, decode_step, empty_cache, extend, prefill
 from rl_likelihood.sampler.draw import Axes, Request, choose, own_rows, request_specs, row_keys, split_axes, spread
 from rl_likelihood.shapes import AnyArray

@@ -16,7 +16,7 @@ from rl_likelihood.learner.adversarial import REPLAYED
 from rl_likelihood.learner.packing import Whole, pack
 from rl_likelihood.learner.step import group_spreads, make_step, models_of
 from rl_likelihood.mesh import global_batch, ready, replicated
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.rewards import group_filter
 from rl_likelihood.rollouts.asked_judge import AnyJudge, StepJudge
 from rl_likelihood.rollouts.resample import Groups

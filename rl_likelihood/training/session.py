@@ -12,7 +12,7 @@ import numpy as np
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.learner.step import all_finite
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.model.lora import effective
 from rl_likelihood.report.metrics import MetricsWriter
 from rl_likelihood.report.table_text import evaluation_line

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from rl_likelihood.files import gguf_of, replace
-from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs
+from rl_likelihood.model.architecture import ModelConfig, Params, Spec, is_spec, param_specs
 from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import gguf_file, hugging_face
