@@ -5,8 +5,6 @@
 The same workdir resumes its run. With --force it resumes even if the config has changed.
 """
 
-# Read `learn` first: it is the whole loop.
-
 from __future__ import annotations
 
 import contextlib
@@ -84,86 +82,6 @@ from rl_likelihood.training.session import (
     save_if_best,
 )
 from rl_likelihood.training.warm_start import warm_start, with_worked_examples
-
-
-def main() -> bool:
-    c, overridden = from_flags()
-    if flags.FLAGS.print_config:
-        print(describe(c, overridden))
-    config = build(c)
-    if flags.FLAGS.print_config:
-        return False
-    if flags.FLAGS.dry_run:
-        dry_run(config)
-        return False
-    if not flags.FLAGS.workdir:
-        raise UserError("--workdir is missing; give the folder for this run's files, for example --workdir=runs/first")
-    with bucket.opened(flags.FLAGS.workdir) as (workdir, copy):
-        return not run(config, workdir, flags.FLAGS.force, copy)
-
-
-def run(c: Config, workdir: Path, force: bool = False, copy: bucket.Copy | None = None) -> bool:
-    """Trains from the workdir's last checkpoint, or from the start, to the last step. STATUS holds the outcome. Returns
-    whether the run is finished.
-
-    `force`: resume the workdir with another config. `copy`: the workdir is the copy of a run in a bucket.
-    """
-    finished, old_status = False, run_files.read_status(workdir)
-    with contextlib.ExitStack() as stack:
-        holder = distributed.by_first(lambda: stack.enter_context(lock(workdir)))
-        distributed.refuse_unshared(workdir / LOCK, holder)
-        resume = checkpoint.agreed_step(workdir)
-        folder = stack.enter_context(distributed.folder_of_first(workdir))
-        distributed.by_first(lambda: claim(workdir, c, force))
-        saved = None if resume is None else checkpoint.describe(workdir)
-        if saved is not None:
-            distributed.by_first(lambda: restore_tracking_id(workdir, saved[-1].get("tracking_id")))
-        date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date, saved and saved[-1]))
-        original, c = c, dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
-        tracking = c.report.wandb if folder == workdir else "off"
-        start_step = -1 if resume is None else resume
-        tensorboard = Board(folder, start_step) if c.report.tensorboard and distributed.first() else None
-        tracker = Tracker(folder, tracking, c.report.wandb_project, flatten(c), tensorboard)
-        writer = stack.enter_context(MetricsWriter(folder, c.train.steps, None, tracker))
-        writer.status("running", resume or 0)
-        stop = StopRequest()
-        try:
-            with failure_in_status(writer):
-                session = Session(workdir, writer, stop, original, force, copy, saved[2] if saved else "")
-                step, finished = resume or 0, has_ended(workdir, resume, c.train.steps, old_status)
-                if not finished:
-                    if c.reward.judged:
-                        refuse_judge(c, workdir)
-                    step, finished = learn(c, session, resume, saved and checkpoint_model(c, workdir, *saved[:3]))
-                if finished and not c.train.keep_optimizer:
-                    writer.status("done", step)  # first: after a kill, only this says that the state is not needed
-                    distributed.by_first(lambda: drop_optimizer(workdir))
-        except OtherInputs as error:  # refused before anything changed: keep the old status
-            lost = {"state": "failed", "step": resume or 0, "steps": c.train.steps, "error": str(error)}
-            run_files.write_status(folder, **(old_status or lost))
-            raise
-        finally:
-            stop.restore()
-        writer.status("done" if finished else "interrupted", step)
-    if finished and distributed.first():
-        summary(workdir)
-        if c.train.best:
-            say(best_line(workdir, c.train.best, bool(c.data.fast_split)))
-    elif not finished:
-        if checkpoint.latest_step(workdir) is None:
-            say("stopped before the first checkpoint; run the same command to start again")
-        else:
-            say(f"stopped after step {step}, saved; run the same command to resume")
-    return finished
-
-
-def has_ended(workdir: Path, resume: int | None, steps: int, status: dict[str, Any] | None) -> bool:
-    """Whether the run is finished and its optimizer state was deleted, so that it cannot be loaded. With train.patience
-    it may have ended before `steps`; then `status` says so."""
-    if resume is None or not distributed.share(lost_optimizer(workdir, resume)):
-        return False
-    early = status is not None and status["state"] == "done" and status["steps"] == steps
-    return resume >= steps or distributed.share(early)
 
 
 def learn(c: Config, session: Session, resume: int | None, saved_model: Model | None = None) -> tuple[int, bool]:
@@ -363,6 +281,86 @@ def prepare_start(r: Run, params: Params) -> Params:
         stage = f"untouched ({w.examples} examples)"
     evaluation(r, params, 0, stage, rows)
     return warm_start(r.task, r.devices, params, r.writer.workdir, r.stop.check)
+
+
+def main() -> bool:
+    c, overridden = from_flags()
+    if flags.FLAGS.print_config:
+        print(describe(c, overridden))
+    config = build(c)
+    if flags.FLAGS.print_config:
+        return False
+    if flags.FLAGS.dry_run:
+        dry_run(config)
+        return False
+    if not flags.FLAGS.workdir:
+        raise UserError("--workdir is missing; give the folder for this run's files, for example --workdir=runs/first")
+    with bucket.opened(flags.FLAGS.workdir) as (workdir, copy):
+        return not run(config, workdir, flags.FLAGS.force, copy)
+
+
+def run(c: Config, workdir: Path, force: bool = False, copy: bucket.Copy | None = None) -> bool:
+    """Trains from the workdir's last checkpoint, or from the start, to the last step. STATUS holds the outcome. Returns
+    whether the run is finished.
+
+    `force`: resume the workdir with another config. `copy`: the workdir is the copy of a run in a bucket.
+    """
+    finished, old_status = False, run_files.read_status(workdir)
+    with contextlib.ExitStack() as stack:
+        holder = distributed.by_first(lambda: stack.enter_context(lock(workdir)))
+        distributed.refuse_unshared(workdir / LOCK, holder)
+        resume = checkpoint.agreed_step(workdir)
+        folder = stack.enter_context(distributed.folder_of_first(workdir))
+        distributed.by_first(lambda: claim(workdir, c, force))
+        saved = None if resume is None else checkpoint.describe(workdir)
+        if saved is not None:
+            distributed.by_first(lambda: restore_tracking_id(workdir, saved[-1].get("tracking_id")))
+        date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date, saved and saved[-1]))
+        original, c = c, dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
+        tracking = c.report.wandb if folder == workdir else "off"
+        start_step = -1 if resume is None else resume
+        tensorboard = Board(folder, start_step) if c.report.tensorboard and distributed.first() else None
+        tracker = Tracker(folder, tracking, c.report.wandb_project, flatten(c), tensorboard)
+        writer = stack.enter_context(MetricsWriter(folder, c.train.steps, None, tracker))
+        writer.status("running", resume or 0)
+        stop = StopRequest()
+        try:
+            with failure_in_status(writer):
+                session = Session(workdir, writer, stop, original, force, copy, saved[2] if saved else "")
+                step, finished = resume or 0, has_ended(workdir, resume, c.train.steps, old_status)
+                if not finished:
+                    if c.reward.judged:
+                        refuse_judge(c, workdir)
+                    step, finished = learn(c, session, resume, saved and checkpoint_model(c, workdir, *saved[:3]))
+                if finished and not c.train.keep_optimizer:
+                    writer.status("done", step)  # first: after a kill, only this says that the state is not needed
+                    distributed.by_first(lambda: drop_optimizer(workdir))
+        except OtherInputs as error:  # refused before anything changed: keep the old status
+            lost = {"state": "failed", "step": resume or 0, "steps": c.train.steps, "error": str(error)}
+            run_files.write_status(folder, **(old_status or lost))
+            raise
+        finally:
+            stop.restore()
+        writer.status("done" if finished else "interrupted", step)
+    if finished and distributed.first():
+        summary(workdir)
+        if c.train.best:
+            say(best_line(workdir, c.train.best, bool(c.data.fast_split)))
+    elif not finished:
+        if checkpoint.latest_step(workdir) is None:
+            say("stopped before the first checkpoint; run the same command to start again")
+        else:
+            say(f"stopped after step {step}, saved; run the same command to resume")
+    return finished
+
+
+def has_ended(workdir: Path, resume: int | None, steps: int, status: dict[str, Any] | None) -> bool:
+    """Whether the run is finished and its optimizer state was deleted, so that it cannot be loaded. With train.patience
+    it may have ended before `steps`; then `status` says so."""
+    if resume is None or not distributed.share(lost_optimizer(workdir, resume)):
+        return False
+    early = status is not None and status["state"] == "done" and status["steps"] == steps
+    return resume >= steps or distributed.share(early)
 
 
 if __name__ == "__main__":
