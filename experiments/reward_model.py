@@ -29,7 +29,8 @@ from rl_likelihood.data.pairs import Comparison, of_example
 from rl_likelihood.evaluation.preference import Scored, best_of_curve, summary
 from rl_likelihood.learner.adversarial import verdicts
 from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge, word_logits
-from rl_likelihood.model.decoder import Completions, ModelConfig, Params, forward, head_matrix
+from rl_likelihood.model.architecture import ModelConfig, Params, head_matrix
+from rl_likelihood.model.decoder import Completions, forward
 from rl_likelihood.model.head import token_stats
 from rl_likelihood.rollouts.local_judge import LocalJudge, as_judge, load_decoder, local_judge, reader_of
 from rl_likelihood.shapes import CHAIN, PAD, Compared, Judged

@@ -35,10 +35,10 @@ from rl_likelihood.evaluation.preference import Scored
 from rl_likelihood.grading.graders import reference_of
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge
-from rl_likelihood.learner.reward_step import init_state, make_optimizers, make_reward_step, shardings
+from rl_likelihood.learner.reward_step import init_state, make_optimizers, make_reward_step, state_shardings
 from rl_likelihood.learner.step import all_finite
 from rl_likelihood.mesh import put, ready
-from rl_likelihood.model.decoder import ModelConfig, Params
+from rl_likelihood.model.architecture import ModelConfig, Params
 from rl_likelihood.progress import Progress, duration
 from rl_likelihood.report.metrics import MetricsWriter
 from rl_likelihood.rollouts.local_judge import (
@@ -189,13 +189,13 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
     """The training loop, from the last checkpoint or from the start."""
     c, mesh = s.config, devices.learner
     optimizers = make_optimizers(c.optimizer, c.preference.head_lr)
-    shapes = jax.eval_shape(lambda p: init_state(p, s.model.width, optimizers), params)
-    state_at = shardings(mesh, s.model, optimizers, shapes)
+    shapes = jax.eval_shape(lambda p: init_state(p, optimizers), params)
+    state_at = state_shardings(mesh, s.model, optimizers)
     checkpoint_config = CheckpointConfig(c.train.checkpoint_every, c.train.keep_checkpoints)
     manager = checkpoint.open_manager(s.workdir, checkpoint_config)
     stack.callback(checkpoint.close, manager)
     if checkpoint.latest_step(s.workdir) is None:
-        state = put(init_state(params, s.model.width, optimizers), state_at)
+        state = put(init_state(params, optimizers), state_at)
     else:
         abstract = jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, state_at

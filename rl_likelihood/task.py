@@ -22,8 +22,8 @@ from rl_likelihood.data.token_ids import all_begin_with, common_ids
 from rl_likelihood.datasets import sources
 from rl_likelihood.learner.packing import abstract_packing
 from rl_likelihood.learner.step import prompts_per_forward
-from rl_likelihood.model import decoder
-from rl_likelihood.model.decoder import ModelConfig, Params
+from rl_likelihood.model import architecture
+from rl_likelihood.model.architecture import ModelConfig, Params
 from rl_likelihood.model.lora import init_adapters
 from rl_likelihood.run_model import param_shardings, random_model, run_on
 from rl_likelihood.runtime import checkpoint, distributed
@@ -199,7 +199,7 @@ def load_model(c: Config, mesh: Mesh | None = None) -> Model:
     sharding_of = None if mesh is None else functools.partial(param_shardings, mesh)
     if c.model.preset:
         cfg, path = random_model(c.model.preset), BYTES
-        init = jax.jit(decoder.init, static_argnums=1, out_shardings=sharding_of and sharding_of(cfg))
+        init = jax.jit(architecture.init, static_argnums=1, out_shardings=sharding_of and sharding_of(cfg))
         params = init(random_key(c.seed, INIT), cfg)
         params = params if sharding_of else jax.tree.map(np.asarray, params)
     elif distributed.share((Path(c.model.path) / checkpoint.FOLDER).is_dir()):  # one host may not see it yet

@@ -1,4 +1,4 @@
-"""Does it learn? configs/tiny.py, twice: a minute or two each, so `make test` leaves it out and `make learn` runs it."""
+"""Does it learn? These tests take a minute or two each: `make test` leaves them out, and `make learn` runs them."""
 
 import os
 import subprocess

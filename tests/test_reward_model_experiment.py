@@ -9,7 +9,8 @@ from experiments.reward_model import Model, experts, letters, likelihoods, measu
 from rl_likelihood.data.judged_text import SCORE
 from rl_likelihood.data.pairs import Comparison
 from rl_likelihood.data.tokenizer import load_tokenizer
-from rl_likelihood.model.decoder import forward, head_matrix
+from rl_likelihood.model.architecture import head_matrix
+from rl_likelihood.model.decoder import forward
 from tests.weights.make_checkpoints import write
 
 ROWS = [

@@ -14,7 +14,7 @@ from rl_likelihood.data.judged_text import BETTER
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled
 from rl_likelihood.learner.judge import ValueHead
-from rl_likelihood.model.decoder import init
+from rl_likelihood.model.architecture import init
 from rl_likelihood.rollouts.endpoint import HttpSettings
 from rl_likelihood.rollouts.local_judge import Verdicts, save_head
 from rl_likelihood.run_model import random_model

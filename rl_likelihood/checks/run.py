@@ -116,7 +116,7 @@ def validate_conversation(c: Config) -> None:
     """Refuse what does not go with an environment, and what needs one where there is none."""
     one_of("env.name", c.env.name, ("none", *environment_table(c.env.file)))
     if not c.converses:
-        needing = [t.name for t in c.reward.terms if t.reward.conversation]
+        needing = [t.name for t in c.reward.terms if "conversation" in t.reward.needs]
         if needing:
             raise UserError(f"reward.name has {needing[0]!r}, but env.name is none; set it to an environment")
         if c.env.credit == "turn":
@@ -124,7 +124,9 @@ def validate_conversation(c: Config) -> None:
         return
     for t in c.reward.terms:
         r = t.reward
-        without_answer = r.conversation or t.name in OVER_TOKENS or (r.kind == "step" and "reference" not in r.reads)
+        without_answer = (
+            "conversation" in r.needs or t.name in OVER_TOKENS or (r.kind == "step" and "reference" not in r.reads)
+        )
         if not without_answer and t.name != "random":
             raise UserError(
                 f"reward.name has {t.name!r}, which needs a single answer, but with env.name = {c.env.name!r} there "
@@ -212,7 +214,7 @@ def validate_loss(c: Config) -> None:
         )
     if c.loss.kl == "none" and c.loss.kl_coef:
         raise UserError(f"loss.kl_coef is {c.loss.kl_coef} but loss.kl is 'none'; choose k2, k3 or reward_k1")
-    if c.loss.reference_every and (c.loss.kl == "none" or c.step.scored_by_initial):
+    if c.loss.reference_every and (c.loss.kl == "none" or c.step.needs("initial")):
         why = "loss.kl is 'none'" if c.loss.kl == "none" else f"{c.reward.name} scores by the initial model"
         raise UserError(f"loss.reference_every is {c.loss.reference_every}, but {why}; set it to 0")
     if c.loss.reference_decay and not c.loss.reference_every:

@@ -8,15 +8,15 @@ gradient and become entries of `batch.host_rewards`. `make_judge` computes them 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rl_likelihood.learner.micro_batches import split, unstacked, whole
-from rl_likelihood.model.decoder import Completions, ModelConfig, Params, forward, head_matrix
+from rl_likelihood.learner.micro_batches import in_parts
+from rl_likelihood.model.architecture import ModelConfig, Params, head_matrix
+from rl_likelihood.model.decoder import Completions, forward
 from rl_likelihood.shapes import CHAIN, PAD, AnyArray, Batch, Judged
 
 
@@ -97,14 +97,6 @@ def scores(params: JudgeParams, judge: Judge, judged: Judged) -> Float[Array, "P
         worth = jnp.linspace(1.0, 0.0, len(judge.words))
         return (jax.nn.softmax(word_logits(params.model, judge.model, judge.words, judged)) * worth).sum(-1)
     return value(params.model, judge.model, params.head, judged) / judge.spread
-
-
-def in_parts(run: Callable[[Params, Any], Any], model: ModelConfig, params: Params, rows: Any, size: int) -> Any:
-    """`run(params, rows)`, computed for `size` prompts at a time."""
-    if size >= rows.prompt.shape[0]:
-        return run(params, rows)
-    layers = unstacked(model, params)[0]
-    return whole(jax.lax.map(lambda part: run(layers, part), split(rows, size)))
 
 
 def scores_in_parts(params: JudgeParams, judge: Judge, judged: Judged, size: int) -> Float[Array, "P Q"]:

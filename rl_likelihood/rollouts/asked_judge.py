@@ -18,7 +18,7 @@ from rl_likelihood.learner.judge import Judge, JudgeParams
 from rl_likelihood.learner.micro_batches import unstacked
 from rl_likelihood.learner.step import judge_shardings
 from rl_likelihood.mesh import put
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.rewards.adversarial import VERDICTS
 from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
 from rl_likelihood.rollouts.experts import Experts

@@ -22,7 +22,7 @@ from rl_likelihood.envs.calls import Style, message
 from rl_likelihood.envs.deadline import Failed, in_time
 from rl_likelihood.envs.protocol import ENDS, End, Environment, Reply, Start, number_of, problem_of
 from rl_likelihood.grading.calls import call_of
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.runtime.console import say
 from rl_likelihood.sampler import turns
 from rl_likelihood.sampler.decode import SamplerConfig, request_of

@@ -153,7 +153,7 @@ def memory_copies(task: Task, parameters: int, loops: bool) -> dict[str, float]:
         copies |= {"the sum of gradients": trained} if m.scan_layers else {"a copy of the layers": layers}
     if (step.with_reference and not lora.rank) or step.moving_reference:  # with LoRA the base is the reference
         copies["the reference model"] = trained
-    if step.with_proxy:
+    if step.needs("proxy"):
         unstacked = layers if loops and not m.scan_layers and not lora.rank else 0
         copies["the proxy model"] = trained + unstacked
     return copies
