@@ -1,11 +1,13 @@
 """experiments/rubric_auc.py: the rules, the AUC by hand, and the row of the table."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments.rubric_auc import NAMES, auc, criteria, table, with_interval
+from experiments.rubric_auc import NAMES, OUT, auc, criteria, table, with_interval
 
 
 def test_the_rules_say_which_criteria_are_met():
@@ -23,3 +25,8 @@ def test_the_auc_is_the_share_of_pairs_in_order():
     found = with_interval(np.arange(40.0), np.arange(40) >= 20)
     assert found == {"auc": 1.0, "ci95": [1.0, 1.0]}
     assert NAMES[1] in table({NAMES[1]: {"tasks": 40, "met": 20, "p_yes": found, "length": found}})
+
+
+def test_the_documents_have_the_table_of_the_results():
+    page = Path(__file__).parent.parent / "docs" / "judges.md"
+    assert table(json.loads(OUT.read_text())["rows"]) in page.read_text()
