@@ -9,6 +9,8 @@ import pytest
 from rl_likelihood.config import build
 from rl_likelihood.data.prompts import completion_ids
 from rl_likelihood.distill import DISTILL, distill, finder
+from rl_likelihood.grading.graders import Grader
+from rl_likelihood.grading.pool import Pool
 from rl_likelihood.reer import proposer_of
 from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
 from rl_likelihood.search.folder import DROPPED
@@ -88,6 +90,30 @@ def test_right_answers_are_taken_and_the_others_named(tmp_path):
         assert len(requests) == asked + 3 and len(rows_in(tmp_path / DISTILL)) == 3
 
 
+def test_half_of_a_surrogate_pair_is_a_failed_call(tmp_path):
+    """A server may cut an emoji in two. Such a reply is not stored, and the next run asks again."""
+    answer = load(config(data__train_size=1))[0].train[0].example.answer
+
+    def behave(handler, n, body):
+        handler.reply(200, said(f"<think>{chr(0xD83D) if n == 1 else 'so'}</think><answer>{answer}</answer>"))
+
+    with serving(behave) as (url, requests):
+        for asked, chains, dropped in ((1, [], ["no reply"]), (2, ["so"], [])):
+            distill(taught(tmp_path, url, data__train_size=1, distill__replies=1), tmp_path)
+            assert len(requests) == asked and [row["chain"] for row in rows_in(tmp_path / DISTILL)] == chains
+            assert [row["dropped"] for row in rows_in(tmp_path / DROPPED)] == dropped
+
+
+def test_a_failed_grader_is_not_called_a_wrong_answer(tmp_path):
+    """The grader fails on "?". One question has a right reply beside it, one a wrong one; one has only wrong ones."""
+    f = stubbed(tmp_path)
+    odd = Grader(lambda reference, answer: None if answer == "?" else answer == "good", "right if good")
+    replies = [[("a", "?"), ("b", "good")], [("c", "bad"), ("d", "?")], [("e", "bad"), ("f", "bad")]]
+    with Pool(table={f.task.config.eval.grader: odd}) as pool:
+        got = chosen(f, [0, 1, 2], replies, pool)
+    assert got == [(("b", "good"), ""), (None, "grader failed"), (None, "no right answer")]
+
+
 def test_chains_that_make_the_reference_likelier_are_taken(tmp_path):
     def behave(handler, n, body):
         chain = "ab" * (1 + body["seed"] % 2)
@@ -165,6 +191,8 @@ def test_a_reply_and_its_reasoning(tmp_path):
         assert parsed(bad, tags) is None, bad
     assert text_of(said("a chain", reasoning_content="why"), None) == "a chain"  # reer asks for the text alone
     assert text_of({"choices": []}, tags) is text_of(said(None), tags) is text_of(3, tags) is None
+    assert text_of(said("half \ud83d"), tags) is text_of(said("a", reasoning="\ud83d"), tags) is None
+    assert text_of(said("a", reasoning="\ud83d"), None) == "a"
 
 
 def test_replies_to_one_message_differ_and_a_proposer_can_be_an_address(tmp_path):
