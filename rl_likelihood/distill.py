@@ -28,7 +28,16 @@ from rl_likelihood.rollouts.endpoint import Endpoint
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.search.folder import claimed, row_of, write_results
-from rl_likelihood.search.proposer import Ask, Drawing, Length, asked_ids, asks_of, model_proposer, with_model
+from rl_likelihood.search.proposer import (
+    Ask,
+    Drawing,
+    Length,
+    asked_ids,
+    asks_of,
+    model_proposer,
+    with_all_positions,
+    with_model,
+)
 from rl_likelihood.search.rounds import Finder, Journal
 from rl_likelihood.search.teacher import chosen, http_proposer, parsed
 from rl_likelihood.settings import Config
@@ -57,6 +66,7 @@ def finder(c: Config, workdir: Path) -> Finder:
         raise UserError("eval.grader is none, but distill.accept is 'grader'; name a grader or accept by likelihood")
     devices = make_devices(c)
     task, params = load(c, mesh=devices.learner)
+    task = with_all_positions(task)  # a teacher's chains may be longer than the model's own
     if "://" in d.teacher:
         endpoint = Endpoint(http_settings(c.judge, workdir, d.teacher, d.name, "distill.teacher"))
         endpoint.refuse_unreachable()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from rl_likelihood.reer import proposer_of
 from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
 from rl_likelihood.search.folder import DROPPED
 from rl_likelihood.search.proposer import Ask, Drawing, Length, asks_of
-from rl_likelihood.search.rounds import Finder, Journal
+from rl_likelihood.search.rounds import Finder, Journal, score
 from rl_likelihood.search.teacher import chosen, http_proposer, parsed, text_of
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
@@ -115,17 +116,44 @@ def test_a_failed_grader_is_not_called_a_wrong_answer(tmp_path):
 
 
 def test_chains_that_make_the_reference_likelier_are_taken(tmp_path):
+    """Chains of 2 and 40 tokens, and one that the model's positions do not hold; sampler.max_chain is 12."""
+    chains = ["ab", "ab" * 20, "x" * 3000]
+
     def behave(handler, n, body):
-        chain = "ab" * (1 + body["seed"] % 2)
-        handler.reply(200, said(f"<think>{chain}</think><answer>77</answer>"))
+        handler.reply(200, said(f"<think>{chains[body['seed']]}</think><answer>77</answer>"))
 
     with serving(behave) as (url, _):
-        f = taught(tmp_path, url, distill__accept="likelihood", eval__grader="none")
+        changes = {"distill__accept": "likelihood", "eval__grader": "none", "distill__replies": 3}
+        f = finder(config(distill__teacher=url, distill__name="teacher", **changes), tmp_path)
+        f = dataclasses.replace(f, params=sharp(f.params))
         distill(f, tmp_path)
     good, dropped = rows_in(tmp_path / DISTILL), rows_in(tmp_path / DROPPED)
-    assert len(good) + len(dropped) == 6 and {row["chain"] for row in good} <= {"ab", "abab"}
+    want = {}
+    for row in f.task.train:
+        ((none, *after),) = score(f, [row], [["", *chains[:2]]], clip=math.inf)
+        want[row.example.id] = chains[int(np.argmin(after))] if min(after) < none else None
+    assert set(want.values()) == {None, *chains[:2]}  # else the test says little
+    assert {row["id"]: row["chain"] for row in good} == {i: chain for i, chain in want.items() if chain}
+    assert {row["id"] for row in dropped} == {i for i, chain in want.items() if chain is None}
     assert all(row["dropped"] == "the reference is not likelier" for row in dropped)
     assert all(row["teacher_answer"] == "77" != row["answer"] for row in good)
+
+
+def test_chains_that_no_position_is_left_for_are_named(tmp_path):
+    with serving(lambda h, n, body: h.reply(200, said(f"<think>{'x' * 3000}</think><answer>7</answer>"))) as (url, _):
+        changes = {"distill__accept": "likelihood", "eval__grader": "none", "distill__replies": 1}
+        f = finder(config(distill__teacher=url, distill__name="teacher", **changes), tmp_path)
+        distill(f, tmp_path)
+    prompt, answer = (
+        max(map(len, ids)) for ids in zip(*((r.prompt_ids, r.answer_ids) for r in f.task.train), strict=True)
+    )
+    free = 2048 - prompt - answer - len(f.task.fmt.close_think_ids)
+    assert {row["dropped"] for row in rows_in(tmp_path / DROPPED)} == {
+        f"chain longer than {free} tokens, or with markup"
+    }
+    assert len(rows_in(tmp_path / DROPPED)) == 6
+    assert np.isfinite(score(f, [f.task.train[0]], [["x" * free]]))
+    assert score(f, [f.task.train[0]], [["x" * (free + 1)]]) == [[math.inf]]
 
 
 def test_the_likelihood_is_that_of_the_whole_reference(tmp_path):

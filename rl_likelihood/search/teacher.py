@@ -67,7 +67,8 @@ def chosen(f: Finder, part: list[int], replies: list[list[Reply]], pool: Pool | 
     if pool is None:
         chains: list[list[str | None]] = [["", *(chain for chain, _ in group)] for group in replies]
         scores = score(f, [f.task.train[i] for i in part], chains, clip=math.inf)
-        return [_likeliest(group, values) for group, values in zip(replies, scores, strict=True)]
+        limit = f.task.config.sampler.max_chain
+        return [_likeliest(group, values, limit) for group, values in zip(replies, scores, strict=True)]
     grader = f.task.config.eval.grader
     pairs = [(i, reply) for i, group in zip(part, replies, strict=True) for reply in group]
     references = [graders.reference_of(grader, f.task.train[i].example, pool.table) for i, _ in pairs]
@@ -81,9 +82,10 @@ def _first_right(group: list[Reply], marks: list[bool | None]) -> tuple[Reply | 
     return None, "grader failed" if None in marks else "no right answer"
 
 
-def _likeliest(group: list[Reply], values: list[float]) -> tuple[Reply | None, str]:
+def _likeliest(group: list[Reply], values: list[float], limit: int) -> tuple[Reply | None, str]:
     without_chain, *with_chain = values
     best = min(range(len(group)), key=lambda j: with_chain[j], default=None)
-    if best is None or not with_chain[best] < without_chain:
-        return None, "the reference is not likelier"
-    return group[best], ""
+    if best is not None and with_chain[best] < without_chain:
+        return group[best], ""
+    scored = any(map(math.isfinite, with_chain))
+    return None, "the reference is not likelier" if scored else f"chain longer than {limit} tokens, or with markup"
