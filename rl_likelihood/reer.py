@@ -47,7 +47,7 @@ def main() -> None:
 
 def run(c: Config, workdir: Path) -> None:
     """Runs the search for every training question, and its controls."""
-    with claimed(c, workdir, finder) as f:
+    with claimed(c, workdir, finder, prompt_files=True) as f:
         search(f, workdir)
 
 

@@ -23,16 +23,20 @@ DROPPED, HELDOUT = "dropped.jsonl", "heldout.jsonl"
 
 
 @contextlib.contextmanager
-def claimed(c: Config, workdir: Path, make: Callable[[Config, Path], Finder]) -> Iterator[Finder]:
+def claimed(
+    c: Config, workdir: Path, make: Callable[[Config, Path], Finder], prompt_files: bool = False
+) -> Iterator[Finder]:
     """Locks the folder and writes its config. Yields the finder, made with the date of the folder's first run. Refuses
-    other training questions than those of the first run."""
+    other training questions than those of the first run and, with `prompt_files`, other texts of reer.prompts."""
     with contextlib.ExitStack() as stack:
         distributed.by_first(lambda: stack.enter_context(lock(workdir)))
         distributed.by_first(lambda: claim(workdir, c))
         date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date))
         f = make(dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date)), workdir)
-        questions = digest([row.example for row in f.task.train], [])
-        distributed.by_first(lambda: keep_inputs(workdir, date, {"questions": questions}))
+        digests = {"questions": digest([row.example for row in f.task.train], [])}
+        if prompt_files:
+            digests["requests"] = f.asks.digest
+        distributed.by_first(lambda: keep_inputs(workdir, date, digests))
         distributed.by_first(lambda: write_config(workdir, c))
         yield f
 

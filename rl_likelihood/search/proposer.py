@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 import string
 from collections.abc import Callable, Sequence
@@ -84,6 +86,11 @@ class Asks:
     @property
     def part(self) -> Length:
         return Length(self.cfg.candidates, PART[1] if self.cfg.ask == "edit" else BLANK, self.cfg.max_segment)
+
+    @property
+    def digest(self) -> str:
+        """Identifies the texts of both prompt files."""
+        return hashlib.sha256(json.dumps([self.first.template, self.edit.template]).encode()).hexdigest()
 
     def chain_in(self, reply: str) -> str:
         """The chain in a reply: the text before the first tag."""
