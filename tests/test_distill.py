@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
+from rl_likelihood import reer
 from rl_likelihood.config import build
 from rl_likelihood.data.prompts import completion_ids
 from rl_likelihood.distill import DISTILL, distill, finder
 from rl_likelihood.grading.graders import Grader
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.reer import proposer_of
 from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
 from rl_likelihood.search.folder import DROPPED
 from rl_likelihood.search.proposer import Ask, Drawing, Length, asks_of
@@ -241,7 +241,7 @@ def test_replies_to_one_message_differ_and_a_proposer_can_be_an_address(tmp_path
         assert cuts == {None, 0.85}
         with pytest.raises(UserError, match="reer.ask is 'resample'"):
             task = dataclasses.replace(f.task, config=config(reer__proposer=url, reer__ask="resample"))
-            proposer_of(task, f.params, None, tmp_path)
+            reer.proposer_of(task, f.params, None, tmp_path)
     assert c.reer.proposer == url
 
 
@@ -250,3 +250,9 @@ def test_refusals(tmp_path):
         finder(config(), tmp_path)
     with pytest.raises(UserError, match="eval.grader is none"):
         finder(config(distill__teacher="x", eval__grader="none"), tmp_path)
+    with pytest.raises(UserError, match="prompt.template is 'raw', but distill"):
+        finder(config(distill__teacher="x", prompt__template="raw", warm_start__examples=0), tmp_path)
+    talks = config(env__name="calculator", reward__name="avg_log_prob", distill__teacher="x")
+    for make, command in ((finder, "distill"), (reer.finder, "reer")):
+        with pytest.raises(UserError, match=f"env.name is 'calculator', but {command}"):
+            make(talks, tmp_path)

@@ -16,7 +16,7 @@ from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.workdir import claim, keep_inputs, pinned_date, write_config
 from rl_likelihood.search.rounds import Finder
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, REJECTED, Example
+from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, REJECTED, Example, UserError
 from rl_likelihood.task import Task
 
 DROPPED, HELDOUT = "dropped.jsonl", "heldout.jsonl"
@@ -39,6 +39,14 @@ def claimed(
         distributed.by_first(lambda: keep_inputs(workdir, date, digests))
         distributed.by_first(lambda: write_config(workdir, c))
         yield f
+
+
+def refuse_no_chat(c: Config, command: str) -> None:
+    """UserError for prompts that are no questions to a chat model, or that have more than one answer."""
+    if c.prompt.template == "raw":
+        raise UserError(f"prompt.template is 'raw', but {command} asks a chat model; set it to model or plain")
+    if c.converses:
+        raise UserError(f"env.name is {c.env.name!r}, but {command} is for one answer to a question; set it to none")
 
 
 Row = dict[str, Any]
