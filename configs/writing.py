@@ -21,7 +21,7 @@ writes. For example:
         --config.judge.name=MODEL --workdir=runs/pairwise
 
 Hardware and time (not measured): two CPU cores take SmolLM2-135M-Instruct with small groups (experiments/writing.py).
-`size=3b` has the papers' lengths and batch for a model of 3 B parameters on a v5p-8 (not run).
+`size=3b` has chains and batches of the papers, and shorter prompts, for a model of 3 B parameters on a v5p-8 (not run).
 
 What to expect: a small model's chains do not make the reference likelier. Compare perplexity with perplexity_no_chain
 and perplexity_swapped: a chain that helps no more than another prompt's chain carries style, not content.
@@ -103,7 +103,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def long_chains(c: ConfigDict) -> None:
-    """Lengths and batch of VR-CLI (2503.22828) and DRO (2506.13351), where they agree."""
+    """Chains and batches of VR-CLI (2503.22828) and DRO (2506.13351); VR-CLI's prompts are longer."""
     c.model.compute_dtype = "bfloat16"
     c.model.remat = "full"
     c.data.documents.context = 2000

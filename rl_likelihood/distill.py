@@ -27,8 +27,17 @@ from rl_likelihood.rollouts.asked_judge import http_settings
 from rl_likelihood.rollouts.endpoint import Endpoint
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
-from rl_likelihood.search.folder import claimed, row_of, write_results
-from rl_likelihood.search.proposer import Ask, Drawing, Length, asked_ids, asks_of, model_proposer, with_model
+from rl_likelihood.search.folder import claimed, refuse_no_chat, row_of, write_results
+from rl_likelihood.search.proposer import (
+    Ask,
+    Drawing,
+    Length,
+    asked_ids,
+    asks_of,
+    model_proposer,
+    with_all_positions,
+    with_model,
+)
 from rl_likelihood.search.rounds import Finder, Journal
 from rl_likelihood.search.teacher import chosen, http_proposer, parsed
 from rl_likelihood.settings import Config
@@ -55,8 +64,10 @@ def finder(c: Config, workdir: Path) -> Finder:
         raise UserError("distill.teacher is empty; name a model or the address of a server, as http://HOST:PORT/v1")
     if d.accept == "grader" and c.eval.grader == "none":
         raise UserError("eval.grader is none, but distill.accept is 'grader'; name a grader or accept by likelihood")
+    refuse_no_chat(c, "distill")
     devices = make_devices(c)
     task, params = load(c, mesh=devices.learner)
+    task = with_all_positions(task)  # a teacher's chains may be longer than the model's own
     if "://" in d.teacher:
         endpoint = Endpoint(http_settings(c.judge, workdir, d.teacher, d.name, "distill.teacher"))
         endpoint.refuse_unreachable()
@@ -96,11 +107,10 @@ def distill(f: Finder, workdir: Path) -> None:
         del answered[i]  # repeats failed calls; those that did not fail are in the cache
 
     def make(part: list[int]) -> list[dict[str, Any]]:
-        progress.advance(len(part))
         return [{"replies": group} for group in f.replies(asks_teacher(f.task, part), 0, length)]
 
     with Progress("asked the teacher", n, "questions", f.say, done=len(answered)) as progress:
-        lines = f.each("teacher", 0, range(n), make)
+        lines = f.each("teacher", 0, range(n), make, progress.advance)
     table = grader_table(c.reward.file)
     pool = Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code, table=table)
     good: list[dict[str, Any]] = []

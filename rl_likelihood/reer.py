@@ -26,7 +26,7 @@ from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, make_devices, sampler_weights
 from rl_likelihood.runtime.run_files import replace
 from rl_likelihood.search.controls import controls, text_of
-from rl_likelihood.search.folder import DROPPED, claimed, row_of, write_results
+from rl_likelihood.search.folder import DROPPED, claimed, refuse_no_chat, row_of, write_results
 from rl_likelihood.search.proposer import Drawing, Propose, asks_of, model_proposer, with_model
 from rl_likelihood.search.rounds import Ended, Finder, Journal, Variant, find, first_chains, unfit
 from rl_likelihood.search.segments import complaint, copied
@@ -47,7 +47,7 @@ def main() -> None:
 
 def run(c: Config, workdir: Path) -> None:
     """Runs the search for every training question, and its controls."""
-    with claimed(c, workdir, finder) as f:
+    with claimed(c, workdir, finder, prompt_files=True) as f:
         search(f, workdir)
 
 
@@ -73,10 +73,7 @@ def search(f: Finder, workdir: Path) -> None:
 
 def finder(c: Config, workdir: Path) -> Finder:
     """The models and the journal of a search."""
-    if c.prompt.template == "raw":
-        raise UserError("prompt.template is 'raw', but a search asks a chat model; set it to model or plain")
-    if c.converses:
-        raise UserError(f"env.name is {c.env.name!r}, but a search is for one answer; set it to none")
+    refuse_no_chat(c, "reer")
     devices = make_devices(c)
     task, params = load(c, mesh=devices.learner)
     asks, shortest = asks_of(task), c.reer.min_chain

@@ -2,18 +2,21 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
 
+from rl_likelihood import reer
 from rl_likelihood.config import build
 from rl_likelihood.data.prompts import completion_ids
 from rl_likelihood.distill import DISTILL, distill, finder
-from rl_likelihood.reer import proposer_of
+from rl_likelihood.grading.graders import Grader
+from rl_likelihood.grading.pool import Pool
 from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
 from rl_likelihood.search.folder import DROPPED
 from rl_likelihood.search.proposer import Ask, Drawing, Length, asks_of
-from rl_likelihood.search.rounds import Finder, Journal
+from rl_likelihood.search.rounds import Finder, Journal, score
 from rl_likelihood.search.teacher import chosen, http_proposer, parsed, text_of
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
@@ -88,18 +91,68 @@ def test_right_answers_are_taken_and_the_others_named(tmp_path):
         assert len(requests) == asked + 3 and len(rows_in(tmp_path / DISTILL)) == 3
 
 
-def test_chains_that_make_the_reference_likelier_are_taken(tmp_path):
+def test_half_of_a_surrogate_pair_is_a_failed_call(tmp_path):
+    """A server may cut an emoji in two. Such a reply is not stored, and the next run asks again."""
+    answer = load(config(data__train_size=1))[0].train[0].example.answer
+
     def behave(handler, n, body):
-        chain = "ab" * (1 + body["seed"] % 2)
-        handler.reply(200, said(f"<think>{chain}</think><answer>77</answer>"))
+        handler.reply(200, said(f"<think>{chr(0xD83D) if n == 1 else 'so'}</think><answer>{answer}</answer>"))
+
+    with serving(behave) as (url, requests):
+        for asked, chains, dropped in ((1, [], ["no reply"]), (2, ["so"], [])):
+            distill(taught(tmp_path, url, data__train_size=1, distill__replies=1), tmp_path)
+            assert len(requests) == asked and [row["chain"] for row in rows_in(tmp_path / DISTILL)] == chains
+            assert [row["dropped"] for row in rows_in(tmp_path / DROPPED)] == dropped
+
+
+def test_a_failed_grader_is_not_called_a_wrong_answer(tmp_path):
+    """The grader fails on "?". One question has a right reply beside it, one a wrong one; one has only wrong ones."""
+    f = stubbed(tmp_path)
+    odd = Grader(lambda reference, answer: None if answer == "?" else answer == "good", "right if good")
+    replies = [[("a", "?"), ("b", "good")], [("c", "bad"), ("d", "?")], [("e", "bad"), ("f", "bad")]]
+    with Pool(table={f.task.config.eval.grader: odd}) as pool:
+        got = chosen(f, [0, 1, 2], replies, pool)
+    assert got == [(("b", "good"), ""), (None, "grader failed"), (None, "no right answer")]
+
+
+def test_chains_that_make_the_reference_likelier_are_taken(tmp_path):
+    """Chains of 2 and 40 tokens, and one that the model's positions do not hold; sampler.max_chain is 12."""
+    chains = ["ab", "ab" * 20, "x" * 3000]
+
+    def behave(handler, n, body):
+        handler.reply(200, said(f"<think>{chains[body['seed']]}</think><answer>77</answer>"))
 
     with serving(behave) as (url, _):
-        f = taught(tmp_path, url, distill__accept="likelihood", eval__grader="none")
+        changes = {"distill__accept": "likelihood", "eval__grader": "none", "distill__replies": 3}
+        f = finder(config(distill__teacher=url, distill__name="teacher", **changes), tmp_path)
+        f = dataclasses.replace(f, params=sharp(f.params))
         distill(f, tmp_path)
     good, dropped = rows_in(tmp_path / DISTILL), rows_in(tmp_path / DROPPED)
-    assert len(good) + len(dropped) == 6 and {row["chain"] for row in good} <= {"ab", "abab"}
+    want = {}
+    for row in f.task.train:
+        ((none, *after),) = score(f, [row], [["", *chains[:2]]], clip=math.inf)
+        want[row.example.id] = chains[int(np.argmin(after))] if min(after) < none else None
+    assert set(want.values()) == {None, *chains[:2]}  # else the test says little
+    assert {row["id"]: row["chain"] for row in good} == {i: chain for i, chain in want.items() if chain}
+    assert {row["id"] for row in dropped} == {i for i, chain in want.items() if chain is None}
     assert all(row["dropped"] == "the reference is not likelier" for row in dropped)
     assert all(row["teacher_answer"] == "77" != row["answer"] for row in good)
+
+
+def test_chains_that_no_position_is_left_for_are_named(tmp_path):
+    with serving(lambda h, n, body: h.reply(200, said(f"<think>{'x' * 3000}</think><answer>7</answer>"))) as (url, _):
+        changes = {"distill__accept": "likelihood", "eval__grader": "none", "distill__replies": 1}
+        f = finder(config(distill__teacher=url, distill__name="teacher", **changes), tmp_path)
+        distill(f, tmp_path)
+    prompt, answer = (
+        max(map(len, ids)) for ids in zip(*((r.prompt_ids, r.answer_ids) for r in f.task.train), strict=True)
+    )
+    free = 2048 - prompt - answer - len(f.task.fmt.close_think_ids)
+    assert {row["dropped"] for row in rows_in(tmp_path / DROPPED)} == {
+        f"chain longer than {free} tokens, or with markup"
+    }
+    assert len(rows_in(tmp_path / DROPPED)) == 6
+    assert np.isfinite(score(f, [f.task.train[0]], [["x" * free, "x" * (free + 1)]])).tolist() == [[True, False]]
 
 
 def test_the_likelihood_is_that_of_the_whole_reference(tmp_path):
@@ -165,6 +218,8 @@ def test_a_reply_and_its_reasoning(tmp_path):
         assert parsed(bad, tags) is None, bad
     assert text_of(said("a chain", reasoning_content="why"), None) == "a chain"  # reer asks for the text alone
     assert text_of({"choices": []}, tags) is text_of(said(None), tags) is text_of(3, tags) is None
+    assert text_of(said("half \ud83d"), tags) is text_of(said("a", reasoning="\ud83d"), tags) is None
+    assert text_of(said("a", reasoning="\ud83d"), None) == "a"
 
 
 def test_replies_to_one_message_differ_and_a_proposer_can_be_an_address(tmp_path):
@@ -185,7 +240,7 @@ def test_replies_to_one_message_differ_and_a_proposer_can_be_an_address(tmp_path
         assert cuts == {None, 0.85}
         with pytest.raises(UserError, match="reer.ask is 'resample'"):
             task = dataclasses.replace(f.task, config=config(reer__proposer=url, reer__ask="resample"))
-            proposer_of(task, f.params, None, tmp_path)
+            reer.proposer_of(task, f.params, None, tmp_path)
     assert c.reer.proposer == url
 
 
@@ -194,3 +249,9 @@ def test_refusals(tmp_path):
         finder(config(), tmp_path)
     with pytest.raises(UserError, match="eval.grader is none"):
         finder(config(distill__teacher="x", eval__grader="none"), tmp_path)
+    with pytest.raises(UserError, match="prompt.template is 'raw', but distill"):
+        finder(config(distill__teacher="x", prompt__template="raw", warm_start__examples=0), tmp_path)
+    talks = config(env__name="calculator", reward__name="avg_log_prob", distill__teacher="x")
+    for make, command in ((finder, "distill"), (reer.finder, "reer")):
+        with pytest.raises(UserError, match=f"env.name is 'calculator', but {command}"):
+            make(talks, tmp_path)

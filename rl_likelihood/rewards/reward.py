@@ -106,7 +106,7 @@ class RewardConfig:
     baseline: Literal["none", "frozen", "live"] = field(
         "none",
         "model that scores the answer without a chain: the initial (frozen) or the current one (live); for rlpr, nrt, "
-        "r3, vr_cli and reward.token_weights",
+        "r3, likelihood_gain, vr_cli and reward.token_weights",
     )
     token_weights: Literal["none", "inverse", "neg_log", "spread"] = field(
         "none",

@@ -6,6 +6,8 @@ a text rule and a grader.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +85,14 @@ def r3(observation: Observation, cfg: RewardConfig) -> Objective:
     base, answer_mask = _without_chain(observation)
     weights = _sum_to_length(_token_weights(observation, "spread"), observation)
     return weighted.weighted(jnp.asarray, weights, jnp.where(answer_mask, base, 0.0))
+
+
+def likelihood_gain(observation: Observation, cfg: RewardConfig) -> Objective:
+    """Mean over the tokens of (log p_t - its value without a chain)."""
+    base, answer_mask = _without_chain(observation)
+    equal = weighted.shares(jnp.ones_like(base), answer_mask)[:, None]
+    gain = weighted.weighted(weighted.log_probability, equal, jnp.where(answer_mask, base, 0.0))
+    return dataclasses.replace(gain, weights=None)  # samples show weights only where they differ
 
 
 def log_prob_any(observation: Observation, cfg: RewardConfig) -> Objective:
@@ -195,6 +205,7 @@ REWARDS: dict[str, Reward] = {
     "weighted_avg_prob": Reward(weighted_avg_prob, "built", weighted_avg_prob.__doc__, no_chain="weights"),
     "nrt": Reward(nrt, "built", nrt.__doc__, no_chain="must"),
     "r3": Reward(r3, "built", r3.__doc__, ("chain", "reference", "group"), no_chain="may"),
+    "likelihood_gain": Reward(likelihood_gain, "built", likelihood_gain.__doc__, no_chain="must"),
     "log_prob_any": Reward(log_prob_any, "built", log_prob_any.__doc__, alternatives=ALTERNATIVES),
     "option_prob": Reward(option_prob, "built", option_prob.__doc__, alternatives=REJECTED),
     "rlpr": Reward(rlpr, "step", rlpr.__doc__, span="response"),

@@ -5,6 +5,7 @@ row i:
     weighted_avg_prob   sum_t w_it p_it                           w of sum 1
     nrt                 max(0, sum_t w_t (p_it - base_t))         NRT, 2602.11549; w of sum 1
     r3                  sum_t w_it (log p_it - log base_t)        DRO, 2506.13351; w of mean 1
+    likelihood_gain     sum_t (log p_it - log base_t) / n         equal weights of sum 1
 
 base_t is the token's probability without a chain. Weights either come from base_t, the same for all rows of a group:
 

@@ -23,6 +23,7 @@ INPUTS = "inputs.json"  # the inputs of a run besides its config: the date in it
 DEPENDS = {
     "questions": ("the data", ("data.train_path", "data.heldout_path")),
     "prompts": ("instruction, worked examples or tokenizer", ("prompt.instruction_path", "prompt.examples_path")),
+    "requests": ("first.txt or edit.txt", ("reer.prompts",)),
     "code": ("a file of your own", ("reward.file", "env.file", "rubric.path")),
 }
 BEGINNING = "initial_model"  # the digest of the model that the run began with, for evaluations

@@ -16,25 +16,37 @@ from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.workdir import claim, keep_inputs, pinned_date, write_config
 from rl_likelihood.search.rounds import Finder
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, REJECTED, Example
+from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, REJECTED, Example, UserError
 from rl_likelihood.task import Task
 
 DROPPED, HELDOUT = "dropped.jsonl", "heldout.jsonl"
 
 
 @contextlib.contextmanager
-def claimed(c: Config, workdir: Path, make: Callable[[Config, Path], Finder]) -> Iterator[Finder]:
+def claimed(
+    c: Config, workdir: Path, make: Callable[[Config, Path], Finder], prompt_files: bool = False
+) -> Iterator[Finder]:
     """Locks the folder and writes its config. Yields the finder, made with the date of the folder's first run. Refuses
-    other training questions than those of the first run."""
+    other training questions than those of the first run and, with `prompt_files`, other texts of reer.prompts."""
     with contextlib.ExitStack() as stack:
         distributed.by_first(lambda: stack.enter_context(lock(workdir)))
         distributed.by_first(lambda: claim(workdir, c))
         date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date))
         f = make(dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date)), workdir)
-        questions = digest([row.example for row in f.task.train], [])
-        distributed.by_first(lambda: keep_inputs(workdir, date, {"questions": questions}))
+        digests = {"questions": digest([row.example for row in f.task.train], [])}
+        if prompt_files:
+            digests["requests"] = f.asks.digest
+        distributed.by_first(lambda: keep_inputs(workdir, date, digests))
         distributed.by_first(lambda: write_config(workdir, c))
         yield f
+
+
+def refuse_no_chat(c: Config, command: str) -> None:
+    """UserError for prompts that are no questions to a chat model, or that have more than one answer."""
+    if c.prompt.template == "raw":
+        raise UserError(f"prompt.template is 'raw', but {command} asks a chat model; set it to model or plain")
+    if c.converses:
+        raise UserError(f"env.name is {c.env.name!r}, but {command} is for one answer to a question; set it to none")
 
 
 Row = dict[str, Any]

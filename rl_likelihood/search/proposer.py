@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 import string
 from collections.abc import Callable, Sequence
@@ -84,6 +86,11 @@ class Asks:
     @property
     def part(self) -> Length:
         return Length(self.cfg.candidates, PART[1] if self.cfg.ask == "edit" else BLANK, self.cfg.max_segment)
+
+    @property
+    def digest(self) -> str:
+        """Identifies the texts of both prompt files."""
+        return hashlib.sha256(json.dumps([self.first.template, self.edit.template]).encode()).hexdigest()
 
     def chain_in(self, reply: str) -> str:
         """The chain in a reply: the text before the first tag."""
@@ -174,11 +181,15 @@ def with_model(task: Task, field: str, mesh) -> tuple[Task, Params]:
     fmt = prompts.chain_format(tokenizer, vocab_bytes(tokenizer, model.vocab_size), eos_ids, c.prompt)
     wide = dataclasses.replace(c.prompt, max_prompt=model.max_position, max_answer=model.max_position)
     rows = prompts.encode_all([row.example for row in task.train], tokenizer, wide, fmt)
-    prompt, answer = (max(map(len, ids)) for ids in zip(*((r.prompt_ids, r.answer_ids) for r in rows), strict=True))
-    room = model.max_position - prompt - len(fmt.close_think_ids) - answer
-    c = dataclasses.replace(
-        c,
-        prompt=dataclasses.replace(c.prompt, max_prompt=prompt, max_answer=answer),
-        sampler=dataclasses.replace(c.sampler, max_chain=room),
-    )
-    return dataclasses.replace(task, config=c, model=model, tokenizer=tokenizer, fmt=fmt, train=rows), params
+    task = dataclasses.replace(task, config=c, model=model, tokenizer=tokenizer, fmt=fmt, train=rows)
+    return with_all_positions(task), params
+
+
+def with_all_positions(task: Task) -> Task:
+    """The task with chains as long as its model's positions allow beside the longest prompt and answer."""
+    c, lengths = task.config, ((len(row.prompt_ids), len(row.answer_ids)) for row in task.train)
+    prompt, answer = map(max, zip(*lengths, strict=True))
+    free = task.model.max_position - prompt - len(task.fmt.close_think_ids) - answer
+    limits = dataclasses.replace(c.prompt, max_prompt=prompt, max_answer=answer)
+    sampler = dataclasses.replace(c.sampler, max_chain=free)
+    return dataclasses.replace(task, config=dataclasses.replace(c, prompt=limits, sampler=sampler))

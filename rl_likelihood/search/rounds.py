@@ -80,15 +80,24 @@ class Finder:
         """Questions per batch."""
         return batch_size(min(self.task.config.eval.batch_prompts, len(self.task.train)), self.devices)
 
-    def each(self, search: str, step: int, questions: Iterable[int], make: Callable[[list[int]], list[dict]]) -> Lines:
-        """The journal's lines of these questions in this round. `make` computes the missing ones in batches."""
+    def each(
+        self,
+        search: str,
+        step: int,
+        questions: Iterable[int],
+        make: Callable[[list[int]], list[dict]],
+        advance: Callable[[int], None] = lambda n: None,
+    ) -> Lines:
+        """The journal's lines of these questions in this round. `make` computes the missing ones in batches. `advance`
+        is told how many are new."""
         lines, questions = self.journal.of(search, step), list(questions)
         for start in range(0, len(questions), self.size):
             part = questions[start : start + self.size]
             if not all(i in lines for i in part):  # computes an incomplete batch as a whole: the same rounding
                 self.between()
-                made = zip(part, make(part), strict=True)
-                self.journal.add(search, step, [(i, line) for i, line in made if i not in lines])
+                new = [(i, line) for i, line in zip(part, make(part), strict=True) if i not in lines]
+                self.journal.add(search, step, new)
+                advance(len(new))
         return lines
 
     def replies(self, asks: list[Ask], call: int, length: Length) -> list[list[str]]:
@@ -115,7 +124,6 @@ def first_chains(f: Finder) -> list[str | None]:
     def make(part: list[int]) -> list[dict]:
         asked = [f.asks.chain(i, f.task.train[i].example) for i in part]
         groups = f.replies(asked, 0, f.asks.whole(1))
-        progress.advance(len(part))
         return [{"chain": f.asks.chain_in(group[0]) if group else None} for group in groups]
 
     n, done = len(f.task.train), f.journal.of("first", 0)
@@ -123,7 +131,7 @@ def first_chains(f: Finder) -> list[str | None]:
         for i in [i for i, line in done.items() if line["chain"] is None]:
             del done[i]
     with Progress("wrote first chains of", n, "questions", f.say, done=len(done)) as progress:
-        lines = f.each("first", 0, range(n), make)
+        lines = f.each("first", 0, range(n), make, progress.advance)
     return [lines[i]["chain"] for i in range(n)]
 
 
@@ -169,7 +177,7 @@ def find(f: Finder, chains: dict[int, str], variant: Variant) -> dict[int, Ended
 
     baselines = {i: (line["nll"], line["nll_none"]) for i, line in f.each(variant.name, 0, chains, start).items()}
     searches = {i: Search(tuple(segments(chains[i])), baselines[i][0]) for i in chains}
-    cfg, tokens = f.task.config.reer, dict.fromkeys(chains, 0)
+    cfg, tokens, unasked = f.task.config.reer, dict.fromkeys(chains, 0), 0
     total = sum(reer.left(s, cfg) for s in searches.values())
     with Progress(f"{variant.name}: searched", total, "segments", f.say) as progress:
         for step in range(1, cfg.max_segments + 1):
@@ -177,8 +185,15 @@ def find(f: Finder, chains: dict[int, str], variant: Variant) -> dict[int, Ended
             lines = f.each(variant.name, step, active, functools.partial(_candidates, f, searches, variant, step))
             searches |= {i: reer.advanced(s, _offers(lines[i]), variant.max_copied) for i, s in active.items()}
             tokens |= {i: tokens[i] + lines[i]["tokens"] for i in active}
+            unasked += sum(lines[i].get("replies") == 0 for i in active)
             progress.advance(sum(reer.left(s, cfg) - reer.left(searches[i], cfg) for i, s in active.items()))
             progress.note = f"mean NLL {np.mean([s.nll for s in searches.values()]):.3f}"
+    if unasked and "://" not in cfg.proposer:
+        f.say(
+            f"{variant.name}: {unasked} of {total} segments got no candidate, because request and candidate "
+            f"(reer.max_segment = {cfg.max_segment}) have more tokens than the proposer has positions; lower "
+            "reer.max_segment, or name a reer.proposer with more positions"
+        )
     return {i: Ended(s, *baselines[i], tokens[i]) for i, s in searches.items()}
 
 
@@ -229,8 +244,8 @@ def _scored(
     texts: list[list[str]],
     chains: list[list[str | None]],
 ) -> list[dict[str, Any]]:
-    """For each question a line of the journal: the sampled tokens, and its candidates as (text, NLL or null, share of
-    the answer that the chain copies)."""
+    """For each question a line of the journal: the sampled tokens, the number of replies, and its candidates as (text,
+    NLL or null, share of the answer that the chain copies)."""
     scores, lines = score(f, [f.row(i, shift) for i in part], chains), []
     for i, group, of_texts, of_chains, of_scores in zip(part, replies, texts, chains, scores, strict=True):
         answer = f.task.train[i].example.answer
@@ -239,7 +254,7 @@ def _scored(
             for text, chain, nll in zip(of_texts, of_chains, of_scores, strict=False)
             if chain
         ]
-        lines.append({"tokens": f.tokens(group), "offers": offers})
+        lines.append({"tokens": f.tokens(group), "replies": len(group), "offers": offers})
     return lines
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from rl_likelihood.data.records import encodable
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.rollouts.endpoint import Endpoint, message_of
@@ -39,14 +40,14 @@ def http_proposer(endpoint: Endpoint, drawing: Drawing, tags: Tags | None = None
 
 def text_of(reply: Any, tags: Tags | None) -> str | None:
     """The text of a chat reply. If the server returns the reasoning separately, it is put before it in `tags`; without
-    tags it is left out."""
+    tags it is left out. None for no text, and for a text with half of a surrogate pair, which no file can hold."""
     message = message_of(reply)
     text, reasoning = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
     if not isinstance(text, str):
         return None
-    if tags is None or not isinstance(reasoning, str):
-        return text
-    return f"{tags.think_open}{reasoning}{tags.think_close}\n{text}"
+    if tags is not None and isinstance(reasoning, str):
+        text = f"{tags.think_open}{reasoning}{tags.think_close}\n{text}"
+    return text if encodable(text) else None
 
 
 def parsed(reply: str, tags: Tags) -> Reply | None:
@@ -66,18 +67,25 @@ def chosen(f: Finder, part: list[int], replies: list[list[Reply]], pool: Pool | 
     if pool is None:
         chains: list[list[str | None]] = [["", *(chain for chain, _ in group)] for group in replies]
         scores = score(f, [f.task.train[i] for i in part], chains, clip=math.inf)
-        return [_likeliest(group, values) for group, values in zip(replies, scores, strict=True)]
+        limit = f.task.config.sampler.max_chain
+        return [_likeliest(group, values, limit) for group, values in zip(replies, scores, strict=True)]
     grader = f.task.config.eval.grader
     pairs = [(i, reply) for i, group in zip(part, replies, strict=True) for reply in group]
     references = [graders.reference_of(grader, f.task.train[i].example, pool.table) for i, _ in pairs]
     marks = iter(pool.grade(grader, references, [answer for _, (_, answer) in pairs]))
-    right = [[reply for reply in group if next(marks) is True] for group in replies]
-    return [(group[0], "") if group else (None, "no right answer") for group in right]
+    return [_first_right(group, [next(marks) for _ in group]) for group in replies]
 
 
-def _likeliest(group: list[Reply], values: list[float]) -> tuple[Reply | None, str]:
+def _first_right(group: list[Reply], marks: list[bool | None]) -> tuple[Reply | None, str]:
+    if True in marks:
+        return group[marks.index(True)], ""
+    return None, "grader failed" if None in marks else "no right answer"
+
+
+def _likeliest(group: list[Reply], values: list[float], limit: int) -> tuple[Reply | None, str]:
     without_chain, *with_chain = values
     best = min(range(len(group)), key=lambda j: with_chain[j], default=None)
-    if best is None or not with_chain[best] < without_chain:
-        return None, "the reference is not likelier"
-    return group[best], ""
+    if best is not None and with_chain[best] < without_chain:
+        return group[best], ""
+    scored = any(map(math.isfinite, with_chain))
+    return None, "the reference is not likelier" if scored else f"chain longer than {limit} tokens, or with markup"

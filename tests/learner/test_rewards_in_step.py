@@ -64,6 +64,7 @@ SET_UP = {
     "weighted_log_prob": {"baseline": "live", "token_weights": "neg_log"},
     "weighted_avg_prob": {"token_weights": "spread"},
     "nrt": {"baseline": "live", "token_weights": "inverse", "clip_gain": False},
+    "likelihood_gain": {"baseline": "live"},
     "vr_cli": {"baseline": "live"},
 }
 

@@ -326,6 +326,26 @@ def test_the_command_refuses_and_keeps_what_it_wrote(tmp_path):
     assert len(run_files.read(tmp_path / "w2" / FILE)) == QUESTIONS
 
 
+@pytest.mark.parametrize("file", ["first.txt", "edit.txt"])
+def test_a_search_does_not_resume_with_other_prompt_files(tmp_path, file):
+    """The folder may move, its texts may not change; else one table would mix two searches."""
+    texts = {"first.txt": "First: $question $answer", "edit.txt": "Edit: $before $part $after"}
+    for folder in ("mine", "moved"):
+        (tmp_path / folder).mkdir()
+        for name, text in texts.items():
+            (tmp_path / folder / name).write_text(text)
+
+    def resume(folder):
+        changes = {"sampler__max_chain": 12, "reer__min_chain": 9, "reer__prompts": str(tmp_path / folder)}
+        with pytest.raises(UserError) as refused:
+            run(config(tmp_path, **changes), tmp_path / "w")
+        return str(refused.value)
+
+    assert "none is of use" in resume("mine") and "none is of use" in resume("moved")
+    (tmp_path / "moved" / file).write_text(texts[file] + " More.")
+    assert "began with other requests: first.txt or edit.txt (reer.prompts)" in resume("moved")
+
+
 # What follows what in the replies of a model that writes paragraphs of letters, and sometimes a marked part.
 WRITER = {
     ">": {"b": 1.0},
