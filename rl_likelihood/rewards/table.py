@@ -91,7 +91,7 @@ def likelihood_gain(observation: Observation, cfg: RewardConfig) -> Objective:
     """Mean over the tokens of (log p_t - its value without a chain)."""
     base, answer_mask = _without_chain(observation)
     equal = weighted.shares(jnp.ones_like(base), answer_mask)[:, None]
-    gain = weighted.weighted(weighted.log_probability, equal, jnp.where(answer_mask, base, 0.0))
+    gain = weighted.weighted(jnp.asarray, equal, jnp.where(answer_mask, base, 0.0))
     return dataclasses.replace(gain, weights=None)  # samples show weights only where they differ
 
 

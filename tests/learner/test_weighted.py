@@ -154,11 +154,11 @@ def test_likelihood_gain_by_hand():
     """Rows of (.9, .2, .5), (.9, .6, .5) against (.9, .3, .5) without a chain: ln(2/3) / 3 and ln 2 / 3. Its update is
     that of avg_log_prob, whatever the tokens have without a chain."""
     seen = observation(jnp.log(jnp.array([[[0.9, 0.2, 0.5], [0.9, 0.6, 0.5]]])), np.log([[0.9, 0.3, 0.5]]))
-    f, rows, _ = mixture.objective(seen, RewardConfig(terms=parse_reward("likelihood_gain"), baseline="live"))
+    f, rows, _ = reward_sum.objective(seen, RewardConfig(terms=parse_reward("likelihood_gain"), baseline="live"))
     np.testing.assert_allclose(rows[0], [-0.135155, 0.231049], atol=1e-6)
-    d = leave_one_out(f, seen.logp, seen.scored, seen.keep)
+    d = leave_one_out(f, seen.floored_logp, seen.scored, seen.keep)
     np.testing.assert_allclose(d[0], [-0.183102, 0.183102], atol=1e-6)
-    assert mixture.token_weights(seen, RewardConfig(terms=parse_reward("likelihood_gain"))) is None
+    assert reward_sum.token_weights(seen, RewardConfig(terms=parse_reward("likelihood_gain"))) is None
     np.testing.assert_allclose(update("likelihood_gain", baseline="live"), exact(lambda x: x.mean(-1)), atol=1e-7)
 
 

@@ -77,7 +77,7 @@ def append(folder, rows_of_file):
 
 def test_rows_that_the_command_evaluate_wrote_do_not_count(tmp_path):
     append(tmp_path, [*OWN, *BY_THE_USER])
-    found = best.Best(tmp_path, "greedy_success", True, False)
+    found = best.Best(tmp_path, "greedy_success", False)
     assert (found.step, found.since) == (2, 1)
 
 
