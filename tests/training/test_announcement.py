@@ -12,8 +12,9 @@ from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.lora import MATRICES
 from rl_likelihood.planning.programs import byte_format
 from rl_likelihood.report import table_text
+from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.task import abstract_batch, largest_forward, load
-from rl_likelihood.training.announcement import ADVANTAGE, memory_copies, scored_line, steps_line
+from rl_likelihood.training.announcement import ADVANTAGE, announce, memory_copies, scored_line, steps_line
 from rl_likelihood.training.session import last_stage
 from tests.runs import small_config
 
@@ -38,6 +39,7 @@ def test_the_length_of_a_run_is_in_steps_and_passes_over_the_data():
         assert words in steps_line(build(c), questions)
 
 
+ALONE = {"sampler__group_size": 2, "train__prompts_per_step": 4, "mesh__fsdp": 1, "mesh__tensor": 1, "mesh__data": 1}
 SCALES = 2 * (64 + 128 + 32 + 32)  # of two layers: outputs of q, k and v, of gate and up, of o, of down
 
 
@@ -84,6 +86,14 @@ def test_the_announced_micro_batch_is_the_packed_step_s():
     for packing, prompts in ((False, 2), (True, 4)):  # 4 prompts of 256 tokens: packing counts the real ones
         c = small(sampler__max_chain=128 - others, train__packing=packing)
         assert largest_forward(c, byte_format(c), alone) == prompts
+
+
+def test_with_packing_the_announced_micro_batch_is_the_least(capsys):
+    for packing, words in ((False, "micro-batches of 2 prompts,"), (True, "micro-batches of at least 2 prompts,")):
+        c = build(small_config(**ALONE, sampler__max_chain=128, train__packing=packing))
+        devices = make_devices(c, jax.devices()[:1])
+        announce(load(c, mesh=devices.learner)[0], devices, None, None)
+        assert words in capsys.readouterr().out
 
 
 def test_every_advantage_has_words():
