@@ -40,7 +40,8 @@ class StepInput(NamedTuple):
     `rollout` and `rows`: the rollout and the questions from which `batch` was made. `logged`: metrics in addition to
     the step's own. `verdicts`: a rubric's. `measured`: computes more metrics of this process's rows while the step
     runs; their `means` over processes are logged. `waited`: seconds of sampling, or of waiting for a rollout and for
-    the sampler to release shared devices. `spread`: the mean spread of all groups drawn, if the learner filtered them.
+    the sampler to release shared devices, and of the devices' own work on the batch (a judge, the learner's filter).
+    `spread`: the mean spread of all groups drawn, if the learner filtered them.
     """
 
     batch: Batch
@@ -70,6 +71,7 @@ class Batches:
         if c.reward.baseline == "frozen":
             self.baseline = read_baseline(workdir, c.reward, c.prompt.max_answer)
         self.judge = judge
+        self.device_seconds = 0.0  # so far: of a judge on these devices, and of the learner's filter
         self.conversations = conversations_of(task)
         self.alternatives_size: tuple[int, int] | None = (
             None  # maximum (alternative answers, tokens of them) of a question
@@ -170,7 +172,10 @@ class Batches:
         texts = sampled_texts(self.task, rollout) if needed else None
         graded = host_rewards(self.task, self.pool, rollout, rows, texts)
         if self.judge is not None and texts is not None and not c.raro:
+            start = time.perf_counter()
             graded = asked_judge.judged(self.judge, self.task, graded, rows, texts)
+            if asked_judge.computes_on_sampler(self.judge):
+                self.device_seconds += time.perf_counter() - start
         # Processes that share prompts grade the same answers, and their counts are summed.
         share = (self.devices.chains.stop - self.devices.chains.start) / rollout.segment.shape[1]
         counts = {k: share * graded.logged[k] for k in COUNTS if k in graded.logged}
