@@ -98,13 +98,12 @@ class Batches:
         width = min(c.max_prompt, -(-longest // multiple) * multiple)
         return self.task.collate(self.rows(number), number * len(index) + self.devices.prompts, width)
 
-    def shown(self, rows: Rows) -> ShownPrompts:
+    def shown(self, rows: Rows, uid: np.ndarray) -> Prompts:
         """The posterior prompts of these questions, padded to the maximum width."""
         posterior_rows = [
             dataclasses.replace(row, prompt_ids=row.shown_ids) for row in rows if row.shown_ids is not None
         ]
-        prompts = self.task.collate(posterior_rows, np.zeros(len(rows)), self.task.config.max_shown)
-        return ShownPrompts(prompts.tokens, prompts.length)
+        return self.task.collate(posterior_rows, uid, self.task.config.max_shown)
 
     def sample(self, number: int, weights: Params, version: int) -> Rollout:
         """Rollout `number`. All rows share one random key; each row's own key is folded from it by uid."""
@@ -126,9 +125,9 @@ class Batches:
     def _sample_both(self, number: int, weights: Params, prompts: Prompts) -> Rollout:
         """Samples the first chains of each group after the prompt, and the last ones after the posterior prompt. A
         chain's random key depends on its index in the group, not on its prompt."""
-        c, chains, shown = self.task.config, self.devices.chains, self.shown(self.rows(number))
+        c, chains = self.task.config, self.devices.chains
         first = c.sampler.group_size - c.posterior.rows(c.sampler.group_size)
-        posterior_prompts = prompts.replace(tokens=shown.tokens, length=shown.length)
+        posterior_prompts = self.shown(self.rows(number), prompts.uid)
         parts = []
         for sampled_prompts, chain_range in (
             (prompts, range(0, first)),
@@ -193,7 +192,8 @@ class Batches:
         if c.scores_no_chain:
             batch = batch.replace(no_chain=no_chain_rows(rollout.prompts, fmt.close_think_ids, fmt.pad_id))
         if c.max_shown:
-            batch = batch.replace(shown=self.shown(rows))
+            shown = self.shown(rows, rollout.prompts.uid)
+            batch = batch.replace(shown=ShownPrompts(shown.tokens, shown.length))
         if self.alternatives_size:
             batch = batch.replace(
                 alternatives=alternatives_of([r.alternatives for r in rows], *self.alternatives_size, fmt.pad_id)
