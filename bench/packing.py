@@ -36,11 +36,12 @@ from rl_likelihood.learner.step import init_reference, init_state, make_step, pr
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.architecture import ModelConfig, init
 from rl_likelihood.planning.aot import count_flops, live
+from rl_likelihood.planning.lengths import log_normal_lengths
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.shapes import CHAIN, PAD, Batch
 from rl_likelihood.weights import assets
 
-MEAN, SIGMA, LONGEST = 300, 0.6, 1024
+MEAN, LONGEST = 300, 1024
 MULTIPLE = 16  # of the width of rows, as configs have it
 BATCHES = 100
 PROMPT = (80, 180)  # tokens of a prompt, uniform
@@ -57,7 +58,7 @@ class Lengths(NamedTuple):
 def log_normal(p: int, g: int, seed: int, longest: int = LONGEST) -> Lengths:
     """Independent lengths with a mean of 300 before they are cut."""
     rng = np.random.default_rng(seed)
-    chains = np.exp(rng.normal(np.log(MEAN) - SIGMA**2 / 2, SIGMA, (p, g)))
+    chains = log_normal_lengths(rng, p, g, MEAN)
     return Lengths(np.clip(chains * longest / LONGEST, 1, longest).astype(int), rng.integers(*PROMPT, p))
 
 

@@ -1,6 +1,6 @@
 """Plan: python -m rl_likelihood.plan --config=configs/NAME.py --topology=v5e:4x4 [--model=llama-3.2-3b] [--json].
 
-    [--slices=N] [--memory_gib=X] [--search=False]
+    [--slices=N] [--memory_gib=X] [--search=False] [--mean_tokens=N]
 
 v5e:4x4 is a TPU v5e slice of 4 x 4 chips. The default is cpu:8, eight devices on this CPU.
 Compiles the programs that `train` would run, and prints the memory and time that they need. It runs nothing, and needs
@@ -39,6 +39,7 @@ from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.runtime.disk import disk_of_run
 from rl_likelihood.settings import Config
+from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import gguf_file, hugging_face
 from rl_likelihood.weights.published import published
 
@@ -71,14 +72,21 @@ def judge_shapes(c: Config, model: ModelConfig, platform: str = "cpu") -> ModelC
     return as_judge(model_shapes(changed(c, by_path), platform), platform)
 
 
-def make_plan(c: Config, model: ModelConfig, target: Target, memory: float | None, search: bool) -> dict[str, Any]:
+def make_plan(
+    c: Config, model: ModelConfig, target: Target, memory: float | None, search: bool, mean_tokens: int = 0
+) -> dict[str, Any]:
     """The object that --json prints. `memory`: usable bytes per device; None: unknown, so nothing is compared with it.
 
-    `search`: if the plan does not fit, compiles changes of the config until one fits.
+    `search`: if the plan does not fit, compiles changes of the config until one fits. `mean_tokens` as in Plan.
     """
+    if mean_tokens and not c.train.packing:
+        raise UserError(
+            f"--mean_tokens is {mean_tokens}, but train.packing is False: every row is padded to the longest; set "
+            "--config.train.packing=True"
+        )
     devices = devices_of(c, target)
     judge = judge_shapes(c, model, "cpu" if target.chip is None else "tpu")
-    plan = Plan(c, model, devices, len(target.devices), judge)
+    plan = Plan(c, model, devices, len(target.devices), judge, mean_tokens)
     rows = program_rows(plan, memory)
     report = {
         "topology": target.name,
@@ -125,7 +133,10 @@ def batch_sizes(plan: Plan) -> dict[str, int]:
     with using(plan.devices.learner):
         micro = prompts_per_forward(plan.batch, plan.config.step)
     s = plan.batch.prompt.shape[1]
-    return {"prompts": p, "rows": g, "prompt_tokens": s, "row_tokens": t, "micro_batch_prompts": micro}
+    sizes = {"prompts": p, "rows": g, "prompt_tokens": s, "row_tokens": t, "micro_batch_prompts": micro}
+    if plan.batch.packing is not None:
+        sizes["packed_tokens"] = plan.batch.packing.tokens
+    return sizes
 
 
 def model_flops(plan: Plan) -> float:
@@ -149,7 +160,7 @@ def main() -> None:
     target = aot.target(f.topology, f.slices)
     model = model_shapes(c, "cpu" if target.chip is None else "tpu")
     memory = f.memory_gib * GIB if f.memory_gib else target.chip.memory if target.chip else None
-    report = make_plan(c, model, target, memory, f.search)
+    report = make_plan(c, model, target, memory, f.search, f.mean_tokens)
     say(json.dumps(report) if f.json else table(report))
 
 
@@ -159,5 +170,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("model", "", "in place of the config's model: a name such as llama-3.2-3b, a folder or a file")
     flags.DEFINE_float("memory_gib", 0, "usable GiB per device, in place of the chip's", lower_bound=0)
     flags.DEFINE_bool("search", True, "if the plan does not fit, compile changes of the config until one fits")
+    words = "with train.packing: a row's tokens, log-normal with this mean; 0: all rows are as long as possible"
+    flags.DEFINE_integer("mean_tokens", 0, words, lower_bound=0)
     flags.DEFINE_bool("json", False, "print one JSON object")
     run_main(main)

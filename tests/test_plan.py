@@ -18,10 +18,10 @@ from rl_likelihood.weights.published import published
 from tests.runs import config_file, small_config
 
 
-def small_plan(memory=None, search=False, topology="cpu:8", **overrides):
+def small_plan(memory=None, search=False, topology="cpu:8", mean_tokens=0, **overrides):
     settings = build(small_config(**overrides))
     model = plan.model_shapes(settings)
-    return plan.make_plan(settings, model, aot.target(topology), memory, search)
+    return plan.make_plan(settings, model, aot.target(topology), memory, search, mean_tokens)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,16 @@ def test_every_program_is_compiled_and_accounted_for(planned):
     assert held["optimizer"] < prepare["others"] < sum(held.values()) + sampling["arguments"]
     assert sampling["others"] == held["parameters"] + held["optimizer"]
     assert planned["fits"] is None and planned["floors"] is None
+
+
+def test_packed_rows_of_given_lengths_need_fewer_operations():
+    packing = {"train__packing": True, "sampler__max_chain": 200, "mesh__fsdp": 2, "mesh__tensor": 1, "mesh__data": 1}
+    longest, shorter = (small_plan(topology="cpu:2", mean_tokens=mean, **packing) for mean in (0, 60))
+    assert shorter["model_flops"] < 0.7 * longest["model_flops"]
+    tokens = shorter["batch"]["packed_tokens"]
+    assert tokens < longest["batch"]["packed_tokens"] and f"packed into {tokens} tokens" in table(shorter)
+    with pytest.raises(UserError, match=r"mean_tokens is 60.*train\.packing"):
+        small_plan(mean_tokens=60)
 
 
 def test_a_reference_model_of_unrolled_layers_is_planned_as_a_run_holds_it():

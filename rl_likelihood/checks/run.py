@@ -5,6 +5,7 @@ from __future__ import annotations
 from rl_likelihood.checks.judge import validate_judge
 from rl_likelihood.fields import one_of, refuse_others
 from rl_likelihood.learner.optimizer import UNREAD, OptimizerConfig
+from rl_likelihood.learner.posterior import PosteriorConfig
 from rl_likelihood.model.lora import check_lora
 from rl_likelihood.settings import SIZES, Config, largest_divisor
 from rl_likelihood.shapes import UserError
@@ -156,11 +157,13 @@ def validate_conversation(c: Config) -> None:
 def validate_posterior(c: Config) -> None:
     """Refuse what does not go with a second prompt, and fields of it where there is none."""
     p, g = c.posterior, c.sampler.group_size
-    for own_name, number in (("target", p.target), ("kl", p.kl)):
-        if number and not p.share:
+    needs = dict.fromkeys(("target", "kl", "weight_cap", "answer_rows"), "share") | {"distill_clip": "distill"}
+    for name, needed in needs.items():
+        value, default = getattr(p, name), getattr(PosteriorConfig, name)
+        if value != default and not getattr(p, needed):
             raise UserError(
-                f"posterior.{own_name} is {number}, but posterior.share is 0: no chain is sampled from the prompt with "
-                "the answer; set a share"
+                f"posterior.{name} is {value!r}, but posterior.{needed} is 0; set posterior.{needed} above 0, or "
+                f"posterior.{name}={default}"
             )
     if not p.used:
         return

@@ -15,7 +15,7 @@ from rl_likelihood.shapes import CHAIN, AnyArray, Batch
 
 # Rewards without a reference that every step logs.
 ALWAYS = ("self_certainty", "token_entropy")
-# A group whose rewards have a smaller standard deviation teaches the policy nothing.
+# A group whose rewards have a smaller standard deviation prefers no chain.
 _NO_SPREAD = 1e-6
 Values = dict[str, ArrayLike]
 

@@ -13,7 +13,7 @@ from rl_likelihood.learner.step import init_reference, init_state, make_step, re
 from rl_likelihood.mesh import local_bytes, replicated, sharding
 from rl_likelihood.model.architecture import ModelConfig, Spec, is_spec
 from rl_likelihood.model.lora import LoraConfig, trained_specs
-from rl_likelihood.planning import aot
+from rl_likelihood.planning import aot, lengths
 from rl_likelihood.planning.aot import Program
 from rl_likelihood.planning.judges import held_by_judge, planned_judge, trace_judge
 from rl_likelihood.run_model import rollout_model
@@ -29,13 +29,15 @@ from rl_likelihood.task import sampler_config, step_batch
 
 class Plan(NamedTuple):
     """What is planned: a config, its model, and the devices of one process. `total`: devices in the whole run; `judge`:
-    the model of the config's judge, where this run computes one."""
+    the model of the config's judge, where this run computes one. `mean_tokens`: of a packed row; 0: all rows are as
+    long as possible."""
 
     config: Config
     model: ModelConfig
     devices: Devices
     total: int
     judge: ModelConfig | None = None
+    mean_tokens: int = 0
 
     @property
     def sampler(self) -> SamplerConfig:
@@ -54,8 +56,12 @@ class Plan(NamedTuple):
 
     @property
     def batch(self) -> Batch:
-        """The largest batch of the step, as shapes."""
-        return step_batch(self.config, byte_format(self.config), self.devices.learner)
+        """The largest batch of the step, or one of packed rows with `mean_tokens`, as shapes."""
+        batch = step_batch(self.config, byte_format(self.config), self.devices.learner)
+        if not self.mean_tokens:
+            return batch
+        with using(self.devices.learner):
+            return lengths.packed(batch, self.mean_tokens, self.config.step, self.model.attention != "splash")
 
 
 def byte_format(c: Config) -> ChainFormat:

@@ -19,6 +19,7 @@ def _head(plan: dict[str, Any]) -> list[str]:
     mesh = " x ".join(f"{name} {size}" for name, size in plan["mesh"].items())
     sampler = " x ".join(map(str, plan["sampler_mesh"].values()))
     alone = ", each device with rows of its own" if plan["sampler_streams"] else ""
+    packed = f", their rows packed into {b['packed_tokens']} tokens on each device" if "packed_tokens" in b else ""
     held = ", ".join(f"{name} {gib(n)}" for name, n in plan["held"].items())
     return [
         f"model    {plan['model']}: {plan['parameters']:,} parameters, compute {plan['compute_dtype']}, "
@@ -26,7 +27,7 @@ def _head(plan: dict[str, Any]) -> list[str]:
         f"devices  {plan['topology']}{slices}: {plan['devices']}{limit}, mesh {mesh}, sampler {sampler} on each "
         f"host{alone}",
         f"batch    {b['prompts']} prompts x {b['rows']} rows, at most {b['prompt_tokens']} + {b['row_tokens']} tokens, "
-        f"micro-batches of {b['micro_batch_prompts']} prompts",
+        f"micro-batches of {b['micro_batch_prompts']} prompts{packed}",
         f"held     {held} GiB on each device, all the time",
         f"at times {gib(plan['activations'])} GiB of activations and gradients, {gib(sum(plan['cache'].values()))} GiB "
         "of the sampler's keys and values; both are parts of the programs' memory below",

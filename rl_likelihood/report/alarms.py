@@ -48,7 +48,7 @@ UNDERFLOWING = {"prob"}
 @dataclasses.dataclass
 class Alarms:
     """The alarms of one run: `terms` are those of the reward, none where it is supervised; `truncated` is
-    reward.truncated; `turn_credit`: messages earn more than the reward (env.credit=turn).
+    reward.truncated; `parts_earn`: parts of a chain earn more than its reward (env.credit=turn, posterior.distill).
 
     `raised` names the alarms that have been raised, `first` holds the first values of the metrics in FIRST, `recent`
     the last ones of a judge's reward and of the known success.
@@ -56,7 +56,7 @@ class Alarms:
 
     terms: tuple[str, ...]
     truncated: str
-    turn_credit: bool = False
+    parts_earn: bool = False
     raised: set[str] = dataclasses.field(default_factory=set)
     first: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     recent: dict[str, collections.deque[float]] = dataclasses.field(default_factory=dict)
@@ -192,12 +192,12 @@ def _critic(run: Alarms, values: Values) -> str | None:
 
 
 def _same_reward(run: Alarms, values: Values) -> str | None:
-    """Not where answers are mostly right: then the groups without spread are those that are solved. Nor with credit by
-    turn, where such groups teach too."""
+    """Not where answers are mostly right: then the groups without spread are those that are solved. Nor where parts of
+    a chain earn more than its reward: then such groups teach too."""
     names = (*GRADERS, *["prob"] * run.trains_on(FLOORED))
     share = values.get("reward/zero_std_groups", 0.0)
     if (
-        run.turn_credit
+        run.parts_earn
         or share <= SAME_REWARD_SHARE
         or any(values.get(f"reward/{name}", 0.0) > SOLVED for name in names)
     ):

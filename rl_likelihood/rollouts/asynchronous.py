@@ -72,7 +72,8 @@ class Asynchronous:
             return self.batches.sample(number, weights, version)
 
     def next(self, step: int, params: Params, by_learner: LearnerFilter | None = None) -> StepInput:
-        b, waited = self.batches, -self.locked_out
+        b, judging = self.batches, -self.batches.device_seconds
+        waited = -self.locked_out
         self.box.publish(step, sampler_weights(params, rollout_model(b.task.config, b.task.model), b.devices))
         try:
             with distributed.failing_together(), self.devices_free():
@@ -99,7 +100,8 @@ class Asynchronous:
             "queue/dropped": self.queue.dropped,
         }
         times = {"time/sample": rollout.seconds, "time/wait": waited}
-        return StepInput(batch, rollout, rows, queue | times, graded.verdicts, measured, waited)
+        judging += b.device_seconds
+        return StepInput(batch, rollout, rows, queue | times, graded.verdicts, measured, waited + judging)
 
     def _rows(self) -> list[int]:
         """[first chain, last chain + 1, prompts ...]: which rows of a step belong to this process."""

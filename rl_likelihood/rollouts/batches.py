@@ -40,7 +40,8 @@ class StepInput(NamedTuple):
     `rollout` and `rows`: the rollout and the questions from which `batch` was made. `logged`: metrics in addition to
     the step's own. `verdicts`: a rubric's. `measured`: computes more metrics of this process's rows while the step
     runs; their `means` over processes are logged. `waited`: seconds of sampling, or of waiting for a rollout and for
-    the sampler to release shared devices. `spread`: the mean spread of all groups drawn, if the learner filtered them.
+    the sampler to release shared devices, and of the devices' own work on the batch (a judge, the learner's filter).
+    `spread`: the mean spread of all groups drawn, if the learner filtered them.
     """
 
     batch: Batch
@@ -70,6 +71,7 @@ class Batches:
         if c.reward.baseline == "frozen":
             self.baseline = read_baseline(workdir, c.reward, c.prompt.max_answer)
         self.judge = judge
+        self.device_seconds = 0.0  # so far: of a judge on these devices, and of the learner's filter
         self.conversations = conversations_of(task)
         self.alternatives_size: tuple[int, int] | None = (
             None  # maximum (alternative answers, tokens of them) of a question
@@ -96,13 +98,12 @@ class Batches:
         width = min(c.max_prompt, -(-longest // multiple) * multiple)
         return self.task.collate(self.rows(number), number * len(index) + self.devices.prompts, width)
 
-    def shown(self, rows: Rows) -> ShownPrompts:
+    def shown(self, rows: Rows, uid: np.ndarray) -> Prompts:
         """The posterior prompts of these questions, padded to the maximum width."""
         posterior_rows = [
             dataclasses.replace(row, prompt_ids=row.shown_ids) for row in rows if row.shown_ids is not None
         ]
-        prompts = self.task.collate(posterior_rows, np.zeros(len(rows)), self.task.config.max_shown)
-        return ShownPrompts(prompts.tokens, prompts.length)
+        return self.task.collate(posterior_rows, uid, self.task.config.max_shown)
 
     def sample(self, number: int, weights: Params, version: int) -> Rollout:
         """Rollout `number`. All rows share one random key; each row's own key is folded from it by uid."""
@@ -124,9 +125,9 @@ class Batches:
     def _sample_both(self, number: int, weights: Params, prompts: Prompts) -> Rollout:
         """Samples the first chains of each group after the prompt, and the last ones after the posterior prompt. A
         chain's random key depends on its index in the group, not on its prompt."""
-        c, chains, shown = self.task.config, self.devices.chains, self.shown(self.rows(number))
+        c, chains = self.task.config, self.devices.chains
         first = c.sampler.group_size - c.posterior.rows(c.sampler.group_size)
-        posterior_prompts = prompts.replace(tokens=shown.tokens, length=shown.length)
+        posterior_prompts = self.shown(self.rows(number), prompts.uid)
         parts = []
         for sampled_prompts, chain_range in (
             (prompts, range(0, first)),
@@ -170,7 +171,10 @@ class Batches:
         texts = sampled_texts(self.task, rollout) if needed else None
         graded = host_rewards(self.task, self.pool, rollout, rows, texts)
         if self.judge is not None and texts is not None and not c.raro:
+            start = time.perf_counter()
             graded = asked_judge.judged(self.judge, self.task, graded, rows, texts)
+            if asked_judge.computes_on_sampler(self.judge):
+                self.device_seconds += time.perf_counter() - start
         # Processes that share prompts grade the same answers, and their counts are summed.
         share = (self.devices.chains.stop - self.devices.chains.start) / rollout.segment.shape[1]
         counts = {k: share * graded.logged[k] for k in COUNTS if k in graded.logged}
@@ -188,7 +192,8 @@ class Batches:
         if c.scores_no_chain:
             batch = batch.replace(no_chain=no_chain_rows(rollout.prompts, fmt.close_think_ids, fmt.pad_id))
         if c.max_shown:
-            batch = batch.replace(shown=self.shown(rows))
+            shown = self.shown(rows, rollout.prompts.uid)
+            batch = batch.replace(shown=ShownPrompts(shown.tokens, shown.length))
         if self.alternatives_size:
             batch = batch.replace(
                 alternatives=alternatives_of([r.alternatives for r in rows], *self.alternatives_size, fmt.pad_id)

@@ -74,7 +74,7 @@ class Synchronous:
     def next(self, step: int, params: Params, by_learner: LearnerFilter | None = None) -> StepInput:
         b, c = self.batches, self.batches.task.config
         weights = sampler_weights(params, rollout_model(b.task.config, b.task.model), b.devices)
-        drawn_before = self.drawn
+        drawn_before, waited = self.drawn, -b.device_seconds
         try:
             drawn = self._draw(weights, step)
             if c.filter.resample:
@@ -95,7 +95,8 @@ class Synchronous:
         queue = {"queue/lag": 0, "queue/depth": 0, "queue/dropped": 0}
         times = {"time/sample": rollout.seconds, "time/wait": 0.0}
         verdicts = drawn.graded.verdicts
-        return StepInput(batch, rollout, drawn.rows, queue | times, verdicts, measured, rollout.seconds, spread)
+        waited += rollout.seconds + b.device_seconds
+        return StepInput(batch, rollout, drawn.rows, queue | times, verdicts, measured, waited, spread)
 
     def _filled(self, drawn: Drawn, weights: Params, step: int, by_learner: LearnerFilter | None) -> Drawn:
         """The groups that the filter accepts, from `drawn` and from at most filter.resample more batches."""
@@ -105,7 +106,11 @@ class Synchronous:
             if by_host(c):
                 return host_groups(part, c)
             assert by_learner is not None, "train.py passes it"
-            return by_learner(b.batch(part.rollout, part.rows, part.graded)[0])
+            batch = b.batch(part.rollout, part.rows, part.graded)[0]
+            start = time.perf_counter()
+            accepted = by_learner(batch)
+            b.device_seconds += time.perf_counter() - start
+            return accepted
 
         parts, filtered, wanted = [drawn], [groups(drawn)], len(drawn.rows)
         while len(parts) <= c.filter.resample and distributed.any_of(sum(g.accepted.sum() for g in filtered) < wanted):

@@ -28,16 +28,19 @@ def slope(cfg, advantage, counts=COUNTS):
     return np.asarray(jax.grad(policy_loss)(LOGP, THEN, np.float32([advantage]), ROW, BOTH, cfg, counts))
 
 
-@pytest.mark.parametrize("advantage", [(1.0, 1.0), (-1.0, -1.0)])
-def test_gspo_clips_the_geometric_mean_of_a_row(advantage):
-    """Ratios of the rows sqrt(5) and (1.2 / 1.8 * 4.5)^(1/4), both above 1.28: with a positive advantage both stop."""
-    mean = np.exp(np.where(ROW, LOGP - THEN, 0).sum(-1) / ROW.sum(-1))
-    assert (mean > 1.28).all()
+@pytest.mark.parametrize("logp, then, advantage", [(LOGP, THEN, 1.0), (LOGP, THEN, -1.0), (THEN, LOGP, -1.0)])
+def test_gspo_clips_the_geometric_mean_of_a_row(logp, then, advantage):
+    """Ratios of the rows sqrt(5) and (1.2 / 1.8 * 4.5)^(1/4), both above 1.28: with a positive advantage both stop.
+    The other way round both are below 0.8 and stop with a negative one."""
+    mean = np.exp(np.where(ROW, logp - then, 0).sum(-1) / ROW.sum(-1))
+    above, below = (mean > 1.28).all(), (mean < 0.8).all()
+    assert above or below
     cfg = LossConfig(clip_low=0.2, clip_high=0.28, clip_per="sequence", aggregation="seq_mean")
-    stops = advantage[0] > 0
-    each = -np.asarray(advantage) * mean[0] / ROW.sum(-1)[0] / 2  # A ratio grad of the row's mean log-prob
+    stops = above if advantage > 0 else below
+    each = -advantage * mean[0] / ROW.sum(-1)[0] / 2  # A ratio grad of the row's mean log-prob
     expected = np.where(ROW, 0.0 if stops else each[:, None], 0.0)
-    np.testing.assert_allclose(slope(cfg, advantage), expected, rtol=1e-5)
+    got = jax.grad(policy_loss)(logp, then, np.float32([[advantage] * 2]), ROW, BOTH, cfg, COUNTS)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("advantage", [(1.0, -1.0), (-1.0, 1.0)])

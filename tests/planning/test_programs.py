@@ -4,24 +4,28 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
 import pytest
 
 from rl_likelihood import plan
 from rl_likelihood.config import build
+from rl_likelihood.learner.packing import pack
 from rl_likelihood.model.architecture import is_spec
 from rl_likelihood.model.decoding import empty_cache
 from rl_likelihood.model.lora import MATRICES, LoraConfig, trained_specs
-from rl_likelihood.planning import aot, programs
+from rl_likelihood.planning import aot, lengths, programs
 from rl_likelihood.planning.judges import texts_of_step
 from rl_likelihood.planning.programs import Plan, byte_format
 from rl_likelihood.planning.search import devices_of
 from rl_likelihood.run_model import random_model
+from rl_likelihood.runtime.devices import using
 from rl_likelihood.sampler import decode, turns
+from rl_likelihood.shapes import CHAIN, PAD
 from rl_likelihood.task import abstract_batch, load
 from rl_likelihood.weights import files
 from tests.rollouts import calculator
 from tests.runs import small_config
-from tests.small import random_params
+from tests.small import random_batch, random_params
 
 
 @pytest.mark.parametrize(
@@ -213,3 +217,20 @@ def test_a_plan_with_context_splits_rows_by_tokens():
     assert any("context" in c["axes"] for c in step["collectives"])
     assert step["temporaries"] < 0.6 * of_one["temporaries"], "each device holds half of the tokens"
     assert two["held"]["parameters"] == pytest.approx(one["held"]["parameters"] / 2, rel=0.05)
+
+
+def test_a_plan_of_packed_rows_has_the_sizes_of_a_run_with_such_lengths():
+    settings = build(small_config(train__packing=True, sampler__group_size=4, sampler__max_chain=200, mesh__tensor=1))
+    devices = devices_of(settings, aot.target("cpu:2"))
+    longest = Plan(settings, plan.model_shapes(settings), devices, 2)
+    planned = longest._replace(mean_tokens=60).batch
+    tokens = lengths.lengths_of(longest.batch, 60)
+    with using(devices.learner):
+        rows = random_batch(3, *longest.batch.completion.shape[:2], t=longest.batch.completion.shape[-1])
+        real = np.arange(rows.segment.shape[-1]) < tokens[..., None]
+        run = pack(rows.replace(segment=np.where(real, CHAIN, PAD)), settings.step)
+    assert run.packing.replace(start=0, order=0) == planned.packing.replace(start=0, order=0)
+    assert planned.completion.shape == run.completion.shape
+    assert 0 < planned.packing.tokens < longest.batch.packing.tokens
+    many = lengths.log_normal_lengths(np.random.default_rng(0), 100, 100, 300)
+    assert many.mean() == pytest.approx(300, rel=0.02) and np.log(many).std() == pytest.approx(0.6, rel=0.02)

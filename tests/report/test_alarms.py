@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.base import get_config
-from rl_likelihood.config import all_fields
+from rl_likelihood.config import all_fields, build
 from rl_likelihood.fields import choices as choices_of
 from rl_likelihood.report.alarms import ALARMS, FIRST_STEPS, FLOORED, Alarms
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.tables import parse_reward
+from rl_likelihood.train import first_alarms
+from tests.runs import small_config
 
 HEALTHY = {
     "policy/entropy": 0.8,
@@ -44,10 +47,24 @@ def started(reward="log_prob", truncated="force_close"):
     return alarms
 
 
-def test_groups_with_equal_rewards_teach_with_credit_by_turn():
-    alike = {"reward/zero_std_groups": 0.9}
-    assert Alarms(("environment",), "force_close").check(1, alike)
-    assert not Alarms(("environment",), "force_close", turn_credit=True).check(1, alike)
+BY_TURN = {"reward__name": "environment", "env__name": "calculator", "env__credit": "turn", "sampler__max_turns": 2}
+
+
+@pytest.mark.parametrize(
+    "changes, warned",
+    [
+        ({"reward__name": "log_prob"}, True),
+        ({"reward__name": "0*log_prob", "posterior__distill": 1.0}, False),
+        (
+            {"reward__name": "environment", "env__name": "calculator", "env__credit": "turn", "sampler__max_turns": 2},
+            False,
+        ),
+    ],
+    ids=["reward", "distill", "turn"],
+)
+def test_groups_with_equal_rewards_teach_where_parts_of_a_chain_earn_more(changes, warned, tmp_path):
+    run = SimpleNamespace(config=build(small_config(**changes)), workdir=tmp_path)
+    assert bool(first_alarms(run, 0).check(1, {"reward/zero_std_groups": 1.0})) == warned
 
 
 # What is wrong, what the trained reward is, and what the sentence must hold.

@@ -32,6 +32,7 @@ from rl_likelihood.rollouts.host_rewards import HostRewards
 from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.rollouts.local_judge import HEAD, load_decoder, local_judge, save_head
 from rl_likelihood.rollouts.rubric_judge import RubricJudge, rubrics_of
+from rl_likelihood.rollouts.source import make_source
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import make_devices
@@ -191,6 +192,20 @@ def test_the_judge_reads_the_answer_alone_of_each_sampled_text(scorer):
     want = judge([r.example.prompt for r in rows], [[("12",), ("",)], [("it is 3",), ("",)]]).values
     np.testing.assert_allclose(out, want, rtol=1e-5)
     assert abs(out[0, 0] - out[0, 1]) > 1e-3
+
+
+@pytest.mark.parametrize("where, on_devices", [("outside", True), ("step", False)])
+def test_a_judge_on_these_devices_takes_no_time_of_the_host(scorer, tmp_path, where, on_devices):
+    c = build(few(reward__name="reward_model", judge__model=str(scorer), judge__where=where))
+    devices = make_devices(c)
+    task, params = load(c, mesh=devices.learner)
+    source = make_source(task, devices, tmp_path, 0, None, judge_of(task, devices, scorer))
+    try:
+        given = source.next(0, params)
+    finally:
+        source.close()
+    assert (source.batches.device_seconds > 0) == on_devices
+    assert given.waited == pytest.approx(given.rollout.seconds + source.batches.device_seconds)
 
 
 def test_a_run_with_the_judge_in_the_step_is_that_with_it_outside(scorer, outside, tmp_path):

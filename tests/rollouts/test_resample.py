@@ -1,6 +1,7 @@
 """Groups that teach nothing are replaced by fresh prompts: bounded, counted, in the order of the stream, resumable."""
 
 import shutil
+import time
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -185,6 +186,17 @@ def test_the_learner_judges_what_only_it_knows(tmp_path):
     programs._compiled[given.batch.prompt.shape[1], given.batch.completion.shape[2]] = lambda state, *_: state.filter
     after = programs.start(state, None, given.batch, given.spread)
     assert float(after.ema) == 3.0 and int(after.count) == 1, "RLPR's running mean takes the mean over all drawn groups"
+
+
+def test_the_time_of_the_learner_s_filter_is_no_time_of_the_host(tmp_path):
+    task, devices, params = loaded(filter__mode="ema", filter__resample=1)
+    source = make_source(task, devices, tmp_path, 0, None)
+    try:
+        source.next(0, params, lambda batch: Groups(np.array([True, True]), 1.0))
+        given = source.next(1, params, lambda batch: time.sleep(0.3) or Groups(np.array([True, True]), 1.0))
+    finally:
+        source.close()
+    assert 0.3 <= given.waited - given.rollout.seconds < source.batches.device_seconds
 
 
 def test_groups_below_the_threshold_of_the_learner_are_drawn_again(tmp_path, monkeypatch):

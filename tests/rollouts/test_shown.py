@@ -1,16 +1,22 @@
 """Groups with chains from both prompts: which prompt each is from, and that a resumed run samples the same."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
+from rl_likelihood.config import build
 from rl_likelihood.rollouts.batches import Batches
 from rl_likelihood.rollouts.samples import sample_of
 from rl_likelihood.rollouts.source import make_source
-from rl_likelihood.runtime.devices import sampler_weights
+from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import CHAIN, UserError
-from rl_likelihood.task import SAMPLE
+from rl_likelihood.task import SAMPLE, load
 from tests.rollouts.test_batches import loaded
+from tests.runs import small_config
+from tests.small import random_params
 
 SHARED = {"posterior__share": 0.5, "sampler__group_size": 4, "posterior__prompt": " It is {answer}."}
 
@@ -20,14 +26,14 @@ def test_the_last_chains_are_sampled_after_the_prompt_with_the_answer(tmp_path):
     weights, b = sampler_weights(params, task.model, devices), Batches(task, devices, tmp_path)
     try:
         rollout, rows, prompts = b.sample(1, weights, 0), b.rows(1), b.collate(1)
-        shown = b.shown(rows)
+        shown = b.shown(rows, prompts.uid)
     finally:
         b.close()
     for i, row in enumerate(rows):
         text = task.tokenizer.decode(shown.tokens[i, : shown.length[i]])
         assert f"{row.example.prompt} It is {row.example.answer}." in text and text.endswith("<think>")
     np.testing.assert_array_equal(rollout.prompts.tokens, prompts.tokens)
-    after = prompts.replace(tokens=shown.tokens, length=shown.length)
+    after = prompts.replace(tokens=shown.tokens, length=shown.length, common=0)
     for asked, own, cfg in (
         (prompts, slice(0, 2), task.sampler(group_size=2)),
         (after, slice(2, 4), task.sampler(group_size=2, first_chain=2)),
@@ -35,6 +41,25 @@ def test_the_last_chains_are_sampled_after_the_prompt_with_the_answer(tmp_path):
         alone = decode.sample(weights, asked, task.key(SAMPLE), cfg)
         for name in ("completion", "segment", "sampler_logp"):
             np.testing.assert_array_equal(getattr(rollout, name)[:, own], getattr(alone, name))
+
+
+def test_what_only_the_plain_prompts_begin_with_is_not_the_beginning_of_those_with_the_answer(tmp_path):
+    config = build(small_config(**SHARED, mesh__data=1, mesh__fsdp=1, mesh__tensor=1))
+    devices = make_devices(config, jax.devices()[:1])  # which samples several prompts
+    task, params = load(config, mesh=devices.learner)
+    question = task.train[0].prompt_ids  # one question with several answers
+    rows = [dataclasses.replace(row, prompt_ids=question) for row in task.train]
+    task = dataclasses.replace(task, train=rows, common=question[:-1])
+    large = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), random_params(task.model), params)
+    weights, b = sampler_weights(large, task.model, devices), Batches(task, devices, tmp_path)
+    try:
+        rollout, prompts, shown = b.sample(0, weights, 0), b.collate(0), b.shown(b.rows(0), b.collate(0).uid)
+    finally:
+        b.close()
+    assert prompts.common == len(question) - 1 and shown.common == 0
+    alone = decode.sample(weights, shown, task.key(SAMPLE), task.sampler(group_size=2, first_chain=2))
+    np.testing.assert_array_equal(rollout.completion[:, 2:], alone.completion)
+    np.testing.assert_allclose(rollout.sampler_logp[:, 2:], alone.sampler_logp, atol=1e-5)
 
 
 def test_a_logged_chain_says_which_prompt_it_is_from(tmp_path):

@@ -13,8 +13,16 @@ from rl_likelihood.model.lora import MATRICES
 from rl_likelihood.planning.programs import byte_format
 from rl_likelihood.report import table_text
 from rl_likelihood.runtime import run_files
+from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.task import abstract_batch, largest_forward, load
-from rl_likelihood.training.announcement import ADVANTAGE, accuracy_words, memory_copies, scored_line, steps_line
+from rl_likelihood.training.announcement import (
+    ADVANTAGE,
+    accuracy_words,
+    announce,
+    memory_copies,
+    scored_line,
+    steps_line,
+)
 from rl_likelihood.training.session import last_stage
 from tests.runs import small_config
 
@@ -39,6 +47,7 @@ def test_the_length_of_a_run_is_in_steps_and_passes_over_the_data():
         assert words in steps_line(build(c), questions)
 
 
+ALONE = {"sampler__group_size": 2, "train__prompts_per_step": 4, "mesh__fsdp": 1, "mesh__tensor": 1, "mesh__data": 1}
 SCALES = 2 * (64 + 128 + 32 + 32)  # of two layers: outputs of q, k and v, of gate and up, of o, of down
 
 
@@ -94,6 +103,14 @@ def test_a_reward_model_s_accuracies_stand_beside_length_alone(tmp_path):
         run_files.append(tmp_path / "rm_eval.jsonl", line)
     line = accuracy_words(tmp_path / "rm_eval.jsonl")
     assert "pair_accuracy 65.4%, length_only_pair_accuracy 57.0%, accuracy_when_shorter 53.8%" in line
+
+
+def test_with_packing_the_announced_micro_batch_is_the_least(capsys):
+    for packing, words in ((False, "micro-batches of 2 prompts,"), (True, "micro-batches of at least 2 prompts,")):
+        c = build(small_config(**ALONE, sampler__max_chain=128, train__packing=packing))
+        devices = make_devices(c, jax.devices()[:1])
+        announce(load(c, mesh=devices.learner)[0], devices, None, None)
+        assert words in capsys.readouterr().out
 
 
 def test_every_advantage_has_words():
