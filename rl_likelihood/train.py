@@ -273,13 +273,13 @@ def keep_inputs_of_run(task: Task, session: Session, model: str = "") -> None:
         c = task.config
         rows, held = ([row.example for row in side] for side in (task.train, task.heldout))
         digests = {
-            "questions": digest(rows, held, ids=False),
+            "questions": digest(rows, held),
             "prompts": digest_of_ids([*task.train, *task.heldout, *task.fast]),
         }
         digests |= {"code": digest_of_files(c.reward.file, c.env.file, c.rubric.path), EXAMPLES: digest_of_examples(c)}
         digests |= {BEGINNING: model} if model else {}
         try:
-            keep_inputs(session.workdir, c.prompt.date, digests, session.force, {"questions": digest(rows, held)})
+            keep_inputs(session.workdir, c.prompt.date, digests, session.force)
         except OtherInputs as error:
             return str(error)
         write_config(session.workdir, session.given)

@@ -108,14 +108,11 @@ def kept_date(workdir: Path) -> str:
     return _inputs(workdir).get("date", "")
 
 
-def keep_inputs(
-    workdir: Path, date: str, digests: dict[str, str], force: bool | None = None, former: dict[str, str] | None = None
-) -> None:
+def keep_inputs(workdir: Path, date: str, digests: dict[str, str], force: bool | None = None) -> None:
     """Saves the date and the digests of a run's inputs (DEPENDS). OtherInputs if one has changed since the first
-    results, unless `force`, as in `claim`. `former`: the same inputs' digests as earlier versions wrote them."""
+    results, unless `force`, as in `claim`."""
     old = _inputs(workdir) if has_results(workdir) else {}
-    same = lambda name: old.get(name) in (None, digests[name], (former or {}).get(name))
-    changed = [name for name in DEPENDS if name in digests and not same(name)]
+    changed = [name for name in DEPENDS if name in digests and old.get(name) not in (None, digests[name])]
     if changed and not force:
         description, paths = DEPENDS[changed[0]]
         raise OtherInputs(

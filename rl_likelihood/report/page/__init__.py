@@ -158,7 +158,7 @@ def run_data(
     curves = figures.loaded(run, first)
     step = max([int(status["step"]), *(row["step"] for row in curves["train"][-1:])])
     reward = table.reward_of(workdir)
-    groups = chains.read(workdir, chains.steps_shown(written, share), reward)
+    groups = chains.read(workdir, chains.steps_shown(written, share))
     labels = dict(run.labels)
     name = ", ".join(f"{k} {v}" for k, v in labels.items()) or workdir.name
     return {
