@@ -62,7 +62,9 @@ def over_seeds(groups: Runs, panels: Sequence[Panel], looks: Mapping[str, dict],
             trained = [series(r["train"], panel.train) for r in runs]
             _training(ax, trained, drawn[name], calm if measured else window(longest), faint=measured)
         for name, runs in groups.items():
-            _held_out(ax, [series(r["heldout"], panel.heldout) for r in runs], drawn[name])
+            points = _mean_and_error([series(r["heldout"], panel.heldout) for r in runs], 1)
+            if len(points[0]):
+                style.draw_points(ax, points, *drawn[name])
         values = [row[panel.heldout] for row in words.start if row.get(panel.heldout) is not None]
         if values:
             ax.axhline(np.mean(values), **style.REFERENCE, zorder=1, gid="untouched")
@@ -88,12 +90,6 @@ def _training(ax: Axes, runs: Sequence[tuple], curve: Curve, width: int, faint: 
     style.draw_line(ax, steps, mean, **look, gid="mean")
     if not faint:
         ax.fill_between(steps, mean - se, mean + se, color=look["color"], alpha=0.13, linewidth=0)
-
-
-def _held_out(ax: Axes, runs: Sequence[tuple], curve: Curve) -> None:
-    points = _mean_and_error(runs, 1)
-    if len(points[0]):
-        style.draw_points(ax, points, *curve)
 
 
 def _mean_and_error(runs: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[np.ndarray, ...]:
