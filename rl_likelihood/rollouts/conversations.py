@@ -29,7 +29,7 @@ from rl_likelihood.sampler import turns
 from rl_likelihood.sampler.decode import SamplerConfig, request_of
 from rl_likelihood.sampler.draw import Request
 from rl_likelihood.sampler.turns import TurnPrefix
-from rl_likelihood.shapes import CHAIN, ENV, REFERENCE, Example, Outcomes, Prompts, Rollout, UserError
+from rl_likelihood.shapes import CHAIN, ENV, REFERENCE, TAG, Example, Outcomes, Prompts, Rollout, UserError
 from rl_likelihood.tables import environment_of
 from rl_likelihood.task import Task
 
@@ -314,11 +314,13 @@ def conversations_of(task: Task) -> Conversations | None:
 
 
 def targets_of(
-    task: Task, rows: Sequence[EncodedExample], conversations: Conversations | None
+    task: Task, rows: Sequence[EncodedExample], conversations: Conversations | None, learn_tags: bool
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The targets of supervised training, as (ids, segments) for each row: chain and answer, or a conversation."""
+    """The targets of supervised training, as (ids, segments) for each row: chain and answer, or a conversation. With
+    `learn_tags` the closing tags are marked as chain."""
     if conversations is None:
-        return [completion_ids(row, row.example.chain, task.tokenizer, task.fmt) for row in rows]
+        targets = [completion_ids(row, row.example.chain, task.tokenizer, task.fmt) for row in rows]
+        return [(ids, np.where((kinds == TAG) & learn_tags, CHAIN, kinds)) for ids, kinds in targets]
     limit = task.config.spoken_tokens
     played = [conversations.given(row) for row in rows]
     return [(np.asarray(c.ids[:limit], np.int32), np.asarray(c.kinds[:limit], np.int32)) for c in played]
