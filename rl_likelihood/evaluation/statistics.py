@@ -25,7 +25,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -255,16 +255,21 @@ def _spread(square: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 def _bootstrap(q: Columns, names: list[str], n: int, resamples: int) -> dict[str, list[float]]:
     """Percentiles 2.5 and 97.5 of each metric. The same records give the same intervals."""
-    rng = np.random.default_rng(0)
-    size = max(1, _CHUNK // n)
     parts = []
-    for at in range(0, resamples, size):
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=min(size, resamples - at)).astype(float)
+    for weights in resampled(n, resamples):
         with np.errstate(invalid="ignore", divide="ignore"):
             parts.append(_metrics(q, weights))
     drawn = {k: np.concatenate([part[k] for part in parts]) for k in names}
     drawn = {k: v[np.isfinite(v)] for k, v in drawn.items()}  # a resample without any question that has it
     return {k: interval(v) for k, v in drawn.items() if len(v)}
+
+
+def resampled(n: int, resamples: int) -> Iterator[np.ndarray]:
+    """How often each of n questions is drawn in `resamples` bootstrap samples, a part [b, n] at a time. The same in
+    every call."""
+    rng, size = np.random.default_rng(0), max(1, _CHUNK // n)
+    for at in range(0, resamples, size):
+        yield rng.multinomial(n, np.full(n, 1 / n), size=min(size, resamples - at)).astype(float)
 
 
 def interval(values: np.ndarray) -> list[float]:
