@@ -67,13 +67,6 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     return ConfigDict(values)
 
 
-def get(config: ConfigDict, name: str) -> Any:
-    """The field at a dotted name."""
-    for part in name.split("."):
-        config = config[part]
-    return config
-
-
 def flatten(config: ConfigDict | Any, prefix: str = "") -> dict[str, Any]:
     """{dotted name: value} of a ConfigDict or of settings, in the order of their declaration."""
     out: dict[str, Any] = {}

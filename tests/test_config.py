@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import operator
 import re
 import typing
 from pathlib import Path
@@ -19,7 +20,6 @@ from rl_likelihood.config import (
     differences,
     document,
     flatten,
-    get,
     parse_arg,
     tree,
 )
@@ -276,9 +276,9 @@ def test_a_seed_out_of_range_is_refused_with_the_exact_limit(seed):
 @pytest.mark.parametrize("name", [name for name, (kind, _) in all_fields().items() if fields.choices(kind)])
 def test_a_value_that_is_no_choice_is_refused_with_the_nearest(name):
     c = tree()
-    near = get(c, name) + "x"
+    near = (default := operator.attrgetter(name)(c)) + "x"
     c.update_from_flattened_dict({name: near})
-    with pytest.raises(UserError, match=re.escape(f"{name} is {near!r}; did you mean {get(tree(), name)!r}?")):
+    with pytest.raises(UserError, match=re.escape(f"{name} is {near!r}; did you mean {default!r}?")):
         fields.read(Config, c)
 
 
