@@ -11,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rl_likelihood.runtime.run_files import cannot_write
+from rl_likelihood.runtime.run_files import TRACKING_ID, cannot_write
 from rl_likelihood.shapes import UserError
 
-ID = "wandb_id"
 BOARD = "tensorboard"  # folder of a workdir
 
 
@@ -110,7 +109,7 @@ class Board:
 def _start(workdir: Path, mode: str, project: str, config: dict[str, Any]):
     import wandb  # it takes over a second to import, and most runs do without it
 
-    path = workdir / ID
+    path = workdir / TRACKING_ID
     if not path.exists():
         path.write_text(uuid.uuid4().hex[:12] + "\n")
     return wandb.init(

@@ -12,12 +12,11 @@ from rl_likelihood.config import binding_differences, flatten
 from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.runtime.console import say
-from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES, read_object, replace
+from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES, TRACKING_ID, read_object, replace
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import UserError
 
 CONFIG = "config.json"
-TRACKING_ID = "wandb_id"
 INPUTS = "inputs.json"  # the inputs of a run besides its config: the date in its prompts, and digests (DEPENDS)
 # The inputs whose digests are compared: a description, and the config fields with their paths. The files may move.
 DEPENDS = {
