@@ -58,7 +58,7 @@ def test_a_run_may_drop_its_optimizer_state_when_it_is_finished(tmp_path, capsys
     train.run(build(small_config(**settings)), tmp_path / "run")
     said = capsys.readouterr().out
     (line,) = [line for line in said.splitlines() if line.startswith("disk ")]
-    assert "GiB of checkpoints" in line and "without optimizer state" in line
+    assert "MiB of checkpoints" in line and "without optimizer state" in line
     steps = tmp_path / "run" / "checkpoints"
     assert not list(steps.glob("*/rest")) and len(list(steps.glob("*/params"))) == 2
     before = {name: (tmp_path / "run" / name).read_bytes() for name in ("metrics.jsonl", "eval.jsonl")}
