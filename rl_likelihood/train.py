@@ -297,7 +297,7 @@ def first_alarms(r: Run, step: int) -> Alarms:
     """The alarms of a run that starts or resumes at `step`. They compare with the first steps of the run, so a resumed
     run reads those from metrics.jsonl."""
     c = r.config
-    alarms = Alarms(tuple(t.name for t in c.reward.terms), c.reward.truncated, c.step.turn_credit)
+    alarms = Alarms(c.reward.terms, c.reward.truncated, c.step.turn_credit)
     path = r.workdir / run_files.METRICS
     if step and distributed.first() and path.exists():
         for row in run_files.read(path)[:FIRST_STEPS]:

@@ -41,6 +41,7 @@ class Reward:
     proxy: bool = False  # needs NOVER's proxy model
     conversation: bool = False  # needs an environment
     binary: bool = False  # its numbers are 0 or 1
+    underflows: bool = False  # it is made of the exp of a whole answer's log-prob
     cross: bool = False  # needs the log-prob of every sampled answer after every chain of its group
     initial: bool = False  # needs the initial model's score of the answer
     alternatives: str = ""  # the field of a row with the other answers that it reads
@@ -52,6 +53,16 @@ class Reward:
     def differentiable(self) -> bool:
         """Whether the reward has a gradient of its own through the answer's tokens."""
         return self.kind in ("score", "group", "built")
+
+    @property
+    def floored(self) -> bool:
+        """Whether reward.floor acts on it: whether it reads the reference answer's log-probs."""
+        return self.differentiable or (self.kind == "step" and "reference" in self.reads and not self.proxy)
+
+    @property
+    def judges_alone(self) -> bool:
+        """Whether a second model scores each answer by itself."""
+        return self.kind == "judge" and "group" not in self.reads
 
     @property
     def on_host(self) -> bool:
