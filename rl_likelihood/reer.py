@@ -46,7 +46,6 @@ def main() -> None:
 
 
 def run(c: Config, workdir: Path) -> None:
-    """Runs the search for every training question, and its controls."""
     with claimed(c, workdir, finder) as f:
         search(f, workdir)
 
@@ -72,7 +71,6 @@ def search(f: Finder, workdir: Path) -> None:
 
 
 def finder(c: Config, workdir: Path) -> Finder:
-    """The models and the journal of a search."""
     if c.prompt.template == "raw":
         raise UserError("prompt.template is 'raw', but a search asks a chat model; set it to model or plain")
     if c.converses:

@@ -129,7 +129,6 @@ def refuse_unscored(cfg: EnvConfig, terms: Sequence[Term], referenced: bool) -> 
 
 
 def parse_reward(name: str, file: str = "") -> tuple[Term, ...]:
-    """The terms of a reward.name."""
     return mixture.parse(name, reward_table(file))
 
 

@@ -161,7 +161,6 @@ def _pass_all(right: np.ndarray, k: int) -> float:
 
 
 def _of_samples(records: Sequence[Record], m: int) -> Columns:
-    """The columns that need sampled chains."""
 
     def of(name: str) -> np.ndarray:
         return _array([[s.get(name) for s in r["samples"]] for r in records])
@@ -207,7 +206,6 @@ def _of_samples(records: Sequence[Record], m: int) -> Columns:
 
 
 def _of_texts(records: Sequence[Record]) -> Columns:
-    """The columns of answers that are texts, after chains and after none."""
     if "answer" not in records[0]["samples"][0] or "right" in records[0]["samples"][0]:
         return {}
     direct = texts.columns([r["no_chain"]["samples"] for r in records])

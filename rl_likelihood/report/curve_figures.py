@@ -107,7 +107,6 @@ def _mean_and_error(runs: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -
 
 
 def _footnote(groups: Runs, panels: Sequence[Panel], words: Words, width: int) -> str:
-    """What the lines are, below the panels."""
     runs = [run for seeds in groups.values() for run in seeds]
     seeds = max(len(group) for group in groups.values())
     parts = [words.title] if words.title else []

@@ -48,7 +48,6 @@ def grid_figures(runs: Sequence[table.Run], rows: str = "reward") -> dict[str, F
 
 
 def _curves(shared: Iterable[tuple[str, str]], lines: Lines, looks: Mapping[str, dict]) -> dict[str, Figure]:
-    """The figures against step of one table."""
     first = table.starts(run for group in lines.values() for run in group)
     groups = {name: [loaded(r, first) for r in group if _started(r)] for name, group in lines.items()}
     groups = {name: rows for name, rows in groups.items() if rows}

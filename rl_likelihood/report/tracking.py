@@ -36,14 +36,12 @@ class Tracker:
             _tried("wandb did not start", start)
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
-        """Numbers by name, after `step` updates."""
         if self._run is not None and not _tried("wandb failed", lambda: self._run.log(numbers, step=int(step))):
             self._run = None
         if self._board is not None and not _tried("TensorBoard failed", lambda: self._board.log(int(step), numbers)):
             self._board = None
 
     def close(self, failed: bool = False) -> None:
-        """Ends what there is."""
         if self._board is not None:
             _tried("TensorBoard did not end", self._board.close)
         if self._run is not None:

@@ -71,7 +71,6 @@ def claim(workdir: Path, c: Config, force: bool | None = None) -> None:
 
 
 def write_config(workdir: Path, c: Config) -> None:
-    """Writes the config as the workdir's config."""
     replace(workdir / CONFIG, json.dumps(flatten(c), indent=1) + "\n")
 
 

@@ -90,7 +90,6 @@ def steps_line(c: Config, questions: int) -> str:
 
 
 def reward_words(c: Config) -> str:
-    """The reward and the settings of the loss."""
     terms = [f"advantage: {ADVANTAGE[c.loss.advantage]}", f"policy term on the {c.step.policy_span}"]
     name = c.reward.name
     if c.reward.supervised:

@@ -116,7 +116,6 @@ def _panel_data(panel: Panel) -> dict[str, Any]:
 
 
 def _has(run: Mapping[str, Any], panel: Panel) -> bool:
-    """Whether the run has something to show in a panel."""
     return any(run[kind].get(name, ((),))[0] for kind, name in panel._asdict().items())
 
 
