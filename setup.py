@@ -36,6 +36,7 @@ setup(
         "jinja2>=3.1,<4",  # chat templates: transformers needs it and does not install it
         "tokenizers>=0.22,<0.24",
         "safetensors>=0.6,<0.9",
+        "huggingface_hub>=1.31,<3",
         "gguf>=0.17,<0.20",
         "ml-dtypes>=0.5,<0.7",
         # Data.

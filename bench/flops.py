@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from rl_likelihood.model.decoder import ModelConfig
+from rl_likelihood.model.architecture import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ import numpy as np
 
 from bench import work
 from rl_likelihood.mesh import cores
-from rl_likelihood.model.decoder import ModelConfig
+from rl_likelihood.model.architecture import ModelConfig
 
 WAYS = (("float32", "f32"), ("float32", "f16"), ("float16", "f16"))  # weights and cache
 

@@ -111,7 +111,9 @@ MUTANTS = [
         f"{STEP} -k score",
     ),
     Mutant("learner/rows.py", "batch.keep & ~batch.truncated if", "batch.keep if", f"{STEP} -k plain_sequences"),
-    Mutant("learner/rows.py", "jnp.where(batch.truncated[..., None], cfg", "jnp.where(True, cfg", f"{STEP} -k floor"),
+    Mutant(
+        "learner/observation.py", "jnp.where(batch.truncated[..., None], cfg", "jnp.where(True, cfg", f"{STEP} -k floor"
+    ),
     Mutant("learner/rows.py", "tokens |= batch.segment == SAMPLED", "pass", f"{STEP} -k plain_sequences"),
     Mutant("learner/optimizer.py", "cfg.lr / (warmup + 1)", "cfg.lr / warmup", "learner/test_optimizer.py -k warm_up"),
     Mutant("learner/optimizer.py", 'and not k.endswith("bias")', "", "learner/test_optimizer.py -k adamw_by_hand"),
@@ -148,22 +150,22 @@ MUTANTS = [
         "rewards/test_likelihood.py",
     ),
     Mutant(
-        "rewards/mixture.py",
-        "values = stop(likelihood.relative(score, observation.logp, observation.scored, keep))",
+        "rewards/reward_sum.py",
+        "values = stop(likelihood.relative(score, observation.floored_logp, observation.scored, keep))",
         "values = rows[t.name]",
         f"{SURROGATE} -k sum_of_terms",
     ),
     Mutant("rewards/table.py", "> 0) & observation.keep", "> 0)", f"{REWARDED} -k nover"),
     Mutant(
         "rewards/table.py",
-        "tokens = observation.sampled.mask.sum(-1)",
+        "tokens = observation.policy.mask.sum(-1)",
         "tokens = observation.chain_tokens",
         f"{REWARDED} -k overlong",
     ),
     Mutant("rewards/shaping.py", "return jnp.where(cut, -1.0, penalty)", "return penalty", "rewards/test_shaping.py"),
     Mutant("rewards/shaping.py", "jnp.maximum(m - 1, 1)", "jnp.maximum(m, 1)", "rewards/test_shaping.py"),
     Mutant(
-        "rewards/shaping.py",
+        "rewards/group_filter.py",
         "jnp.asarray(step) >= cfg.start",
         "jnp.asarray(step) > cfg.start",
         "rewards/test_shaping.py",

@@ -34,7 +34,7 @@ from rl_likelihood.learner.packing import Whole, pack, real_tokens
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import init_reference, init_state, make_step, prompts_per_forward
 from rl_likelihood.mesh import make_mesh
-from rl_likelihood.model.decoder import ModelConfig, init
+from rl_likelihood.model.architecture import ModelConfig, init
 from rl_likelihood.planning.aot import count_flops, live
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.shapes import CHAIN, PAD, Batch

@@ -20,9 +20,10 @@ LIMITS, OF_TOOL = (320, 640, 1024), "replies of "
 
 
 def texts(tau2: str) -> dict[str, list[str]]:
-    from rl_likelihood.envs import telecom, telecom_expert, telecom_turns
+    from rl_likelihood.datasets.tau2_telecom import whole
+    from rl_likelihood.envs import telecom, telecom_expert
     from rl_likelihood.envs.calls import text_of
-    from rl_likelihood.envs.telecom_rollouts import Telecom, system_prompt
+    from rl_likelihood.envs.telecom import Telecom, system_prompt
     from rl_likelihood.envs.telecom_state import read_world
 
     world, tasks = read_world(tau2), telecom.read_tasks(tau2)
@@ -38,7 +39,7 @@ def texts(tau2: str) -> dict[str, list[str]]:
         "prompt compact": [system_prompt("compact", "hermes")],
         "ticket": sorted({task.ticket for task in tasks.values()}),
         "reference call": sorted({text_of(call) for task in tasks.values() for call in task.reference}),
-        "reference calls of a base task": [telecom_turns.whole(world, task)[0].answer for task in base],
+        "reference calls of a base task": [whole(world, task)[0].answer for task in base],
         "the same as messages, with done": [environment.start({"task": task.id}).reference for task in base],
         "reply to the expert": sorted({reply for replies in expert for reply in replies}),
         "all replies to the expert in a base task": ["\n".join(replies) for replies in expert],

@@ -27,7 +27,7 @@ from rl_likelihood.learner.step import (
 )
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import make_mesh, replicated
-from rl_likelihood.model.decoder import ModelConfig, Params, init
+from rl_likelihood.model.architecture import ModelConfig, Params, init
 from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.sampler.draw import Ends, Request

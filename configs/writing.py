@@ -4,7 +4,8 @@
         --config.preset=nrt
     python -m rl_likelihood.train --config=configs/writing.py:data=sonnets.txt,form=verse --workdir=runs/verse \
         --config.preset=dro
-    python -m rl_likelihood.reer  --config=configs/writing.py:data=sonnets.txt,form=verse --workdir=runs/reer
+    python -m rl_likelihood.reer  --config=configs/writing.py:data=sonnets.txt,form=verse --workdir=runs/reer \
+        --config.reer.other=HuggingFaceTB/SmolLM2-360M-Instruct
 
 `data` is a folder of text files, one work in each, or a file of poems with blank lines between them. A work is on one
 side of a split. next_passage: the prompt is the last 300 words, the answer the next paragraph, of 20 to 120 words.
@@ -84,6 +85,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.eval_every = 50
     c.eval.prompts = 50
     c.eval.grader = "none"
+    c.eval.samples = 4  # self_bleu compares them
     c.eval.texts = {"next_passage": "prose", "verse": "verse"}[a.form]
     c.eval.batch_prompts = 10
     c.reer.ask = "resample"

@@ -23,15 +23,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from rl_likelihood.data import judged_text, prepared
-from rl_likelihood.data.judged_text import BETTER, CORRECT, SCORE, Form, Reader
+from rl_likelihood.data.judged_text import BETTER, CORRECT, EXPERT, SCORE, Form, Reader
 from rl_likelihood.data.order import in_batches
 from rl_likelihood.data.pairs import Comparison, of_example
 from rl_likelihood.evaluation.preference import Scored, best_of_curve, summary
+from rl_likelihood.learner.adversarial import verdicts
 from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge, word_logits
-from rl_likelihood.model.decoder import Completions, ModelConfig, Params, forward, head_matrix
+from rl_likelihood.model.architecture import ModelConfig, Params, head_matrix
+from rl_likelihood.model.decoder import Completions, forward
 from rl_likelihood.model.head import token_stats
 from rl_likelihood.rollouts.local_judge import LocalJudge, as_judge, load_decoder, local_judge, reader_of
-from rl_likelihood.shapes import CHAIN, PAD, Judged
+from rl_likelihood.shapes import CHAIN, PAD, Compared, Judged
 
 OUT = Path(__file__).parent / "results" / "reward_model.json"
 AT_ONCE = 4  # questions of one call
@@ -154,6 +156,27 @@ def pairs(m: Model, rows: Sequence[Comparison]) -> dict[str, list[np.ndarray]]:
     return {"pairwise, both orders": scores((first - second) / 2), "pairwise, right one first": scores(first)}
 
 
+def experts(m: Model, rows: Sequence[Comparison]) -> dict[str, list[np.ndarray]]:
+    """The untrained critic of adversarial.form=label. The right option is the expert's, a wrong one the policy's:
+    how much likelier it names the expert's, in both orders."""
+    texts = [[(group[0][0], x[0]) for x in group[1:]] for group in padded(rows)]
+    reader, run = m.reader(EXPERT, rows, texts), jax.jit(verdicts, static_argnums=0)
+    ids = np.asarray([[each[0] for each in judged_text.words_of(reader)]] * AT_ONCE, np.int32)
+
+    def preference(texts, expert_first):
+        signs = np.full((AT_ONCE, len(texts[0])), 1 if expert_first else -1, np.float32)
+        parts = [
+            run(m.config, m.params, Compared(judged, signs != 0, signs, ids))
+            for judged in batches(reader, [r.prompt for r in rows], texts)
+        ]
+        return np.concatenate([np.asarray(x.expert - x.policy) for x in parts])[: len(rows)]
+
+    first = preference(texts, True)
+    second = preference([[pair[::-1] for pair in group] for group in texts], False)
+    scores = np.concatenate([np.zeros((len(rows), 1)), -(first + second) / 2], 1)
+    return {"label critic, both orders": own(rows, scores)}
+
+
 def own(rows: Sequence[Comparison], scores: np.ndarray) -> list[np.ndarray]:
     """Each question's scores, of its own options alone."""
     return [np.asarray(x[: len(r.answers)], float) for r, x in zip(rows, scores, strict=True)]
@@ -206,7 +229,13 @@ def main() -> None:
         a.out.parent.mkdir(exist_ok=True)
         a.out.write_text(json.dumps(results, indent=1) + "\n")
 
-    ways: dict[str, Callable] = {"likelihoods": likelihoods, "letters": letters, "yes": yes, "pairs": pairs}
+    ways: dict[str, Callable] = {
+        "likelihoods": likelihoods,
+        "letters": letters,
+        "yes": yes,
+        "pairs": pairs,
+        "experts": experts,
+    }
     missing = [name for name in ways if name not in results["done"]]
     if missing:
         config, params = load_decoder(a.model)

@@ -35,15 +35,15 @@ from rl_likelihood.data.prompts import EncodedExample, collate, completion_ids, 
 from rl_likelihood.grading.graders import extract_answer
 from rl_likelihood.learner.batching import given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
-from rl_likelihood.model.decoder import Params
-from rl_likelihood.rewards.intrinsic import INTRINSIC, SampledStats, in_base
+from rl_likelihood.model.architecture import Params
+from rl_likelihood.rewards.intrinsic import INTRINSIC, PolicyStats, in_base
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.rollouts.host_rewards import sampled_texts
 from rl_likelihood.run_model import run_on
 from rl_likelihood.runtime import bucket, checkpoint, run_files
 from rl_likelihood.runtime.workdir import CONFIG, pinned_date, read_config
 from rl_likelihood.sampler import decode
-from rl_likelihood.shapes import PAD, REFERENCE, Example, UserError
+from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, Example, UserError
 from rl_likelihood.task import EVALUATE, Task, checkpoint_model, load
 from rl_likelihood.train import run as run_training
 
@@ -263,8 +263,8 @@ def score(run: Run, prompt: str, chain: str, answer: str) -> Score:
     collated = collate([row, row], np.arange(2), len(row.prompt_ids), len(row.answer_ids), task.fmt.pad_id)
     batch = to_batch(given_rollout(collated, targets, task.fmt.pad_id, width))
     step = dataclasses.replace(task.config.step, two_branches=False, temperature=1.0, micro_batch_prompts=0)
-    scored = make_score(task.model, step)(run.params, batch)
-    stats, logp = scored.stats, np.asarray(scored.stats.log_prob)[:, 0]
+    stats = make_score(task.model, step)(run.params, batch).stats
+    logp, chain_mask = np.asarray(stats.log_prob)[:, 0], batch.segment == CHAIN
 
     def tokens(of_answer: bool) -> list[tuple[str, float]]:
         ids, kinds = targets[0]
@@ -275,7 +275,7 @@ def score(run: Run, prompt: str, chain: str, answer: str) -> Score:
         arguments = logp[i][None, None], np.asarray(batch.scored[i])[None], np.ones((1, 1), bool)
         return {name: float(objective(*arguments)[0]) for name, objective in OBJECTIVES.items()}
 
-    sampled = SampledStats(stats.log_prob, stats.entropy, stats.self_certainty, scored.chain, task.model.vocab_size)
+    sampled = PolicyStats(stats.log_prob, stats.entropy, stats.self_certainty, chain_mask, task.model.vocab_size)
     sampled = in_base(sampled, task.config.reward.entropy_base)
     of_chain = {name: float(reward(sampled)[0, 0]) for name, reward in INTRINSIC.items()}
     return Score(tokens(False), tokens(True), rewards(0) | of_chain, rewards(1))

@@ -31,7 +31,7 @@ from rl_likelihood.cli.summary import evaluation_text
 from rl_likelihood.config import build, differences, flatten
 from rl_likelihood.datasets.sources import DataConfig, resolve_prompt
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.model.lora import LoraConfig, merged
 from rl_likelihood.progress import tell
 from rl_likelihood.run_model import param_shardings, run_on

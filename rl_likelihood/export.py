@@ -26,7 +26,7 @@ from rl_likelihood import fields
 from rl_likelihood.cli.command import run_main
 from rl_likelihood.data.tokenizer import save_tokenizer, vocab_bytes
 from rl_likelihood.learner.judge import ValueHead
-from rl_likelihood.model.decoder import ModelConfig, Params, count
+from rl_likelihood.model.architecture import ModelConfig, Params, count
 from rl_likelihood.model.lora import LoraConfig, merged
 from rl_likelihood.rollouts.local_judge import load_head, save_head
 from rl_likelihood.runtime import bucket, checkpoint

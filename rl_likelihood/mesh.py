@@ -201,6 +201,17 @@ def compiler_options(mesh: Mesh, scratch_kib: int = -1) -> dict[str, str]:
     return {"xla_tpu_scoped_vmem_limit_kib": str(scratch)} if scratch and device.platform == "tpu" else {}
 
 
+def jitted(step, mesh: Mesh, scratch_kib: int, arguments_at: tuple, replicated_outputs: int = 2):
+    """Compiles step(state, ...) -> (state, `replicated_outputs` more outputs, replicated). The state is donated."""
+    return jax.jit(
+        step,
+        in_shardings=arguments_at,
+        out_shardings=(arguments_at[0], *[replicated(mesh)] * replicated_outputs),
+        donate_argnums=0,
+        compiler_options=compiler_options(mesh, scratch_kib),
+    )
+
+
 def cores() -> int:
     """The CPU cores that this process may use, or, if the system does not tell, those of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -327,10 +338,3 @@ def global_batch(mesh: Mesh, batch, own_prompts: np.ndarray, prompts: int):
     batch = jax.tree.map(np.asarray, batch)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((prompts, *x.shape[1:]), x.dtype), batch)
     return jax.tree.map(lambda x, at, s: global_array(x, at, s.shape), batch, by_prompt(mesh, shapes), shapes)
-
-
-def rows_mesh(devices: list, prompts: int, group: int, tensor: int = 1) -> Mesh:
-    """A sampler's mesh: prompts are split over data, the rows of a group over fsdp, weights over tensor."""
-    n = len(devices) // tensor
-    parts = math.gcd(prompts, n)
-    return Mesh(np.asarray(devices).reshape(parts, n // parts, tensor), AXES)

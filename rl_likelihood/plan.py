@@ -24,7 +24,7 @@ from rl_likelihood.cli.command import from_flags, run_main
 from rl_likelihood.config import build, changed
 from rl_likelihood.files import gguf_of
 from rl_likelihood.learner.step import prompts_per_forward
-from rl_likelihood.model.decoder import ModelConfig
+from rl_likelihood.model.architecture import ModelConfig
 from rl_likelihood.planning import aot, programs
 from rl_likelihood.planning.aot import GIB, Target
 from rl_likelihood.planning.estimates import estimates, floors

@@ -18,7 +18,7 @@ from absl import flags
 
 from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.config import build
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.rollouts.asked_judge import http_settings
 from rl_likelihood.rollouts.endpoint import Endpoint
 from rl_likelihood.runtime import distributed

@@ -35,10 +35,10 @@ from rl_likelihood.evaluation.preference import Scored
 from rl_likelihood.grading.graders import reference_of
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge
-from rl_likelihood.learner.reward_step import init_state, make_optimizers, make_reward_step, shardings
+from rl_likelihood.learner.reward_step import init_state, make_optimizers, make_reward_step, state_shardings
 from rl_likelihood.learner.step import all_finite
 from rl_likelihood.mesh import put, ready
-from rl_likelihood.model.decoder import ModelConfig, Params
+from rl_likelihood.model.architecture import ModelConfig, Params
 from rl_likelihood.progress import Progress, duration
 from rl_likelihood.report.metrics import MetricsWriter
 from rl_likelihood.rollouts.local_judge import (
@@ -62,8 +62,6 @@ from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.task import Model, checkpoint_model, load, load_model, load_tokenizer
 from rl_likelihood.training.comparisons import digest, encode, load_comparisons, scores_of
 from rl_likelihood.training.session import failure_in_status, not_finite
-
-EVAL = "rm_eval.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +96,15 @@ def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:
     """The reward model's score and the grader's mark of the best of n answers (`preference.best_of_curve`). `count`:
     answers per question.
 
-    A reply without an answer is judged as an empty answer. Questions on which the grader failed are left out.
+    A reply without an answer is judged as an empty answer; `answered` is the share of replies with one. Questions on
+    which the grader failed are left out.
     """
     if c.data.source in ("files", "jsonl"):
         raise UserError(f"data.source is {c.data.source!r}; --best_of asks questions, so set it to prepared")
     if c.eval.grader == "none":
         raise UserError("eval.grader is 'none', but --best_of grades every answer; name a grader")
+    if not c.eval.prompts:
+        raise UserError("eval.prompts is 0, but --best_of asks held-out questions; set it to their number")
     if load_head(str(workdir)) is None:
         raise UserError(f"{workdir} holds no reward model; leave --best_of out to train one")
     described = str(workdir), SCORE, c.judge.max_prompt, c.judge.max_row, c.judge.template
@@ -112,13 +113,14 @@ def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:
     task, params = load(c, training=False, mesh=devices.learner)
     judge = local_judge(*described)
     judged_text.refuse_long(judge.reader, [question_of(row.example) for row in task.heldout])
-    proxy, gold, cut = [], [], 0
+    proxy, gold, answered, cut = [], [], [], 0
     with Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code) as pool:
         for rows, answers in policy_answers(task, params, devices, task.heldout[: c.eval.prompts], count):
             questions = [question_of(r.example) for r in rows]
             scored = judge(questions, [[(a,) for a in group] for group in answers])
             proxy.append(scored.values)
             cut += scored.cut
+            answered += [a is not None for group in answers for a in group]
             references = [reference_of(c.eval.grader, r.example, pool.table) for r in rows for _ in range(count)]
             marks = pool.grade(c.eval.grader, references, [a for group in answers for a in group])
             gold.append(np.asarray([math.nan if m is None else m for m in marks], float).reshape(len(rows), count))
@@ -126,9 +128,9 @@ def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:
     if not graded.any():
         raise UserError(f"eval.grader is {c.eval.grader!r}, which failed on every question; choose another")
     curve = preference.best_of_curve(np.concatenate(proxy)[graded], np.concatenate(gold)[graded])
-    out = {"best_of": curve, "questions": int(graded.sum()), "grader": c.eval.grader, "cut": cut}
+    out = {"best_of": curve, "questions": int(graded.sum()), "answered": float(np.mean(answered))}
     step = checkpoint.latest_step(workdir) or 0
-    return run_files.append(workdir / EVAL, {"step": step, **out})
+    return run_files.append(workdir / preference.RM_EVAL, {"step": step, **out, "grader": c.eval.grader, "cut": cut})
 
 
 def reward_model(c: Config, workdir: Path, only_evaluate: bool = False, force: bool = False) -> dict[str, Any]:
@@ -186,12 +188,12 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
     """The training loop, from the last checkpoint or from the start."""
     c, mesh = s.config, devices.learner
     optimizers = make_optimizers(c.optimizer, c.preference.head_lr)
-    shapes = jax.eval_shape(lambda p: init_state(p, s.model.width, optimizers), params)
-    state_at = shardings(mesh, s.model, optimizers, shapes)
+    shapes = jax.eval_shape(lambda p: init_state(p, optimizers), params)
+    state_at = state_shardings(mesh, s.model, optimizers)
     manager = checkpoint.open_manager(s.workdir, c.train)
     stack.callback(checkpoint.close, manager)
     if checkpoint.latest_step(s.workdir) is None:
-        state = put(init_state(params, s.model.width, optimizers), state_at)
+        state = put(init_state(params, optimizers), state_at)
     else:
         abstract = jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, state_at
@@ -258,7 +260,7 @@ def _evaluate(s: Setup, state: TrainState) -> dict[str, Any]:
     spread = float(np.concatenate(scores).std())
     save_head(s.workdir, head, spread or 1.0, int(state.step))
     line = {"step": int(state.step), **out, "score_spread": spread, "cut": cut}
-    run_files.append(s.workdir / EVAL, line)
+    run_files.append(s.workdir / preference.RM_EVAL, line)
     say(
         f"held out: {out['pair_accuracy']:.1%} of {out['pairs']} pairs right; the longer answer alone gets "
         f"{out['length_only_pair_accuracy']:.1%}"

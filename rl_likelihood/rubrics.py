@@ -5,7 +5,7 @@ The config sets reward.name=rubric, a judge, and rubric.path, the file of rubric
 the most similar questions and criteria of rubric.seeds. The same command resumes.
 --filter: the config's model answers each question, and the judge decides which criteria are met. Criteria that too few
 or too many answers meet do not separate answers; the others are written to DIR/rubrics.jsonl. A question that keeps no
-usable rubric is marked there, and training leaves it out.
+usable rubric is marked there, and training leaves it out. Rubrics of other questions are copied there unchanged.
 --show: prints the rubrics of the first questions.
 """
 
@@ -98,11 +98,14 @@ def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
     kept = {rubric.prompt for rubric in useful}
     left_out = [rubric._replace(criteria=()) for rubric in filtered if rubric.prompt not in kept]
     left_out += [rubric for rubric in by_question.values() if not rubric.criteria]  # an earlier filter's
+    judged_prompts = {rubric.prompt for rubric in filtered}
+    not_judged = [r for r in by_question.values() if r.criteria and r.prompt not in judged_prompts]
     path = workdir / FILE
-    rubrics.write_rubrics(path, [*useful, *left_out])
+    rubrics.write_rubrics(path, [*useful, *left_out, *not_judged])
     counts = {"criteria": criteria_before, "criteria_kept": sum(len(r.criteria) for r in useful)}
     counts |= {"failures": failures, "cut": cut}
     questions_out = {"questions": len(filtered), "questions_kept": len(useful), "questions_refused": refused}
+    questions_out["not_judged"] = len(not_judged)
     return {**questions_out, **counts, "file": str(path)}
 
 

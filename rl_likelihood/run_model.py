@@ -6,8 +6,8 @@ import sys
 from jax.sharding import Mesh
 
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
-from rl_likelihood.model import decoder, splash
-from rl_likelihood.model.decoder import ModelConfig, Params, param_specs
+from rl_likelihood.model import architecture, splash
+from rl_likelihood.model.architecture import ModelConfig, Params, param_specs
 from rl_likelihood.runtime import distributed
 from rl_likelihood.settings import SIZES, Config
 from rl_likelihood.shapes import UserError
@@ -56,7 +56,7 @@ def rollout_model(c: Config, model: ModelConfig) -> ModelConfig:
 
 
 def param_shardings(mesh: Mesh, model: ModelConfig) -> Params:
-    return decoder.shardings(param_specs(model), mesh)
+    return architecture.shardings(param_specs(model), mesh)
 
 
 def random_model(preset: str) -> ModelConfig:

@@ -23,9 +23,9 @@ from rl_likelihood.learner.reward_step import PreferenceConfig
 from rl_likelihood.learner.rows import CriticConfig, ProxyConfig, StepConfig
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.model.lora import LoraConfig
+from rl_likelihood.rewards.group_filter import FilterConfig
 from rl_likelihood.rewards.reward import RewardConfig, Term
 from rl_likelihood.rewards.rubric import RubricSettings
-from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.rewards.table import REWARDS
 from rl_likelihood.sampler.decode import SamplerSettings
 from rl_likelihood.search_settings import DistillSettings, ReerSettings

@@ -320,9 +320,9 @@ class Batch(struct.PyTreeNode):
 class TrainState(struct.PyTreeNode):
     """Everything that a step changes. Random keys are folded from (root, purpose, step), never stored.
 
-    `filter`: the state of the group filter (`rewards.shaping.FilterState`). `proxy`: NOVER's slow copy of the policy.
-    `reference`: the moving reference of the KL term. `critic`: the TrainState of an adversarial run's critic. The last
-    three are None in runs without them.
+    `filter`: the state of the group filter (`rewards.group_filter.FilterState`). `proxy`: NOVER's slow copy of the
+    policy. `reference`: the moving reference of the KL term. `critic`: the TrainState of an adversarial run's critic.
+    The last three are None in runs without them.
     """
 
     step: Int[Array, ""]

@@ -14,7 +14,7 @@ from rl_likelihood.envs.protocol import METHODS, Environment, Reply, Start, numb
 from rl_likelihood.envs.table import ENVIRONMENTS, EnvConfig
 from rl_likelihood.grading.graders import GRADERS, Grader
 from rl_likelihood.grading.worker import run_file
-from rl_likelihood.rewards import mixture
+from rl_likelihood.rewards import reward_sum
 from rl_likelihood.rewards.reward import Reward, Term
 from rl_likelihood.rewards.table import REWARDS, grader_reward
 from rl_likelihood.shapes import ENVIRONMENT, Example, UserError, located
@@ -118,7 +118,9 @@ def refuse_unscored(cfg: EnvConfig, terms: Sequence[Term], referenced: bool) -> 
             "choose another reward"
         )
     reading = [
-        f"reward.name has {t.name!r}" for t in terms if not t.reward.conversation and "reference" in t.reward.reads
+        f"reward.name has {t.name!r}"
+        for t in terms
+        if "conversation" not in t.reward.needs and "reference" in t.reward.reads
     ]
     reading += ["env.credit is 'turn'"] * (cfg.credit == "turn")
     if reading and not referenced:
@@ -129,7 +131,7 @@ def refuse_unscored(cfg: EnvConfig, terms: Sequence[Term], referenced: bool) -> 
 
 
 def parse_reward(name: str, file: str = "") -> tuple[Term, ...]:
-    return mixture.parse(name, reward_table(file))
+    return reward_sum.parse(name, reward_table(file))
 
 
 def user_file(file: str, field: str = "reward.file", tables: tuple[str, ...] = ("REWARDS", "GRADERS")) -> Any:

@@ -14,16 +14,16 @@ from jax.sharding import Mesh
 
 from rl_likelihood.data import conversation, prompts, tokenizer
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
-from rl_likelihood.data.common import all_begin_with, common_ids
 from rl_likelihood.data.extra_ids import with_alternatives, with_shown
 from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.rubrics import read_rubrics
+from rl_likelihood.data.token_ids import all_begin_with, common_ids
 from rl_likelihood.datasets import sources
 from rl_likelihood.learner.packing import abstract_packing
 from rl_likelihood.learner.step import prompts_per_forward
-from rl_likelihood.model import decoder
-from rl_likelihood.model.decoder import ModelConfig, Params
+from rl_likelihood.model import architecture
+from rl_likelihood.model.architecture import ModelConfig, Params
 from rl_likelihood.model.lora import init_adapters
 from rl_likelihood.run_model import param_shardings, random_model, run_on
 from rl_likelihood.runtime import checkpoint, distributed
@@ -71,7 +71,7 @@ class Task:
     heldout: list[EncodedExample]
     data_line: str
     fast: list[EncodedExample] = dataclasses.field(default_factory=list)
-    common: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))  # data/common.py
+    common: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))  # token_ids.common_ids
 
     def key(self, purpose: int, step: int = 0) -> jax.Array:
         return random_key(self.config.seed, purpose, step)
@@ -197,7 +197,7 @@ def load_model(c: Config, mesh: Mesh | None = None) -> Model:
     sharding_of = None if mesh is None else functools.partial(param_shardings, mesh)
     if c.model.preset:
         cfg, path = random_model(c.model.preset), BYTES
-        init = jax.jit(decoder.init, static_argnums=1, out_shardings=sharding_of and sharding_of(cfg))
+        init = jax.jit(architecture.init, static_argnums=1, out_shardings=sharding_of and sharding_of(cfg))
         params = init(random_key(c.seed, INIT), cfg)
         params = params if sharding_of else jax.tree.map(np.asarray, params)
     elif distributed.share((Path(c.model.path) / checkpoint.FOLDER).is_dir()):  # one host may not see it yet

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from rl_likelihood.cli.command import run_main
-from rl_likelihood.data.judged_text import BETTER, Names, refuse_long
+from rl_likelihood.data.judged_text import BETTER, Form, Names, refuse_long
 from rl_likelihood.evaluation import winrate
 from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled, truncated
 from rl_likelihood.rollouts.endpoint import HttpSettings
@@ -115,6 +115,17 @@ def measured(compare: Compare, a: dict[str, Answered], b: dict[str, Answered]) -
     return {"judge": judge, **winrate.summary(first[judged], second[judged], *lengths), **lost}
 
 
+def measured_by_server(settings: HttpSettings, form: Form, a: dict[str, Answered], b: dict[str, Answered]) -> dict:
+    """`measured` by a server's judge, with the calls and tokens of this command."""
+    remote = HttpJudge(settings, form)
+    remote.endpoint.refuse_unreachable()
+    before = remote.endpoint.spent  # of earlier commands with this cache
+    out = measured(functools.partial(preference, remote), a, b)
+    calls, tokens = (now - then for now, then in zip(remote.endpoint.spent, before, strict=True))
+    remote.close()
+    return out | {"calls": calls, "tokens": tokens, "failed": dict(remote.endpoint.failures)}
+
+
 def main() -> None:
     values = flags.FLAGS
     for name in ("a", "b", "judge"):
@@ -127,12 +138,7 @@ def main() -> None:
         settings = HttpSettings(
             values.judge, values.judge_name, "--judge", "--", max_calls=values.max_calls, cache=cache
         )
-        remote = HttpJudge(settings, form)
-        remote.endpoint.refuse_unreachable()
-        out = measured(functools.partial(preference, remote), a, b)
-        calls, tokens = remote.endpoint.spent
-        out |= {"calls": calls, "tokens": tokens, "failed": dict(remote.endpoint.failures)}
-        remote.close()
+        out = measured_by_server(settings, form, a, b)
     else:
         described = (values.judge, form, values.max_prompt, values.max_row, values.template, NAMES)
         reader = reader_of(*described)[0]
@@ -156,7 +162,8 @@ def define_flags() -> None:
     flags.DEFINE_string("judge", None, "a model's name, folder or file, a reward model's workdir, or an address")
     flags.DEFINE_string("judge_name", "", "the model's name at the judge's address")
     flags.DEFINE_string("task", "", "a text that explains the task, which the judge reads before each question")
-    flags.DEFINE_integer("max_calls", 0, "maximum calls to the judge's address; 0: no limit", lower_bound=0)
+    most = "the most calls to the judge's address of all commands with this --cache; 0: no limit"
+    flags.DEFINE_integer("max_calls", 0, most, lower_bound=0)
     flags.DEFINE_string("cache", "winrate.sqlite", "file that stores an address's verdicts; empty: none")
     flags.DEFINE_string("template", "model", "the judge's chat template: its own (model), or plain")
     flags.DEFINE_integer("max_prompt", 512, "maximum tokens of a question in the judge's template", lower_bound=1)

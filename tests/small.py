@@ -12,7 +12,7 @@ import numpy as np
 
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.mesh import make_mesh
-from rl_likelihood.model.decoder import ModelConfig, Spec, param_specs
+from rl_likelihood.model.architecture import ModelConfig, Spec, param_specs
 from rl_likelihood.model.rope import LinearScaling
 from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Batch

@@ -1,6 +1,6 @@
 """Policies that can be written down: tables of logits with few chains, and expectations over all their groups.
 
-The update that mixture.objective, leave_one_out, advantages, policy_loss, aggregate and kl_estimate give for a
+The update that reward_sum.objective, leave_one_out, advantages, policy_loss, aggregate and kl_estimate give for a
 group of chains, weighted by the probability of sampling that group, is an expectation without error.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 from rl_likelihood.learner import step
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.surrogate import Counts, advantages, aggregate, kl_estimate, leave_one_out, policy_loss
-from rl_likelihood.rewards import mixture
-from rl_likelihood.rewards.intrinsic import SampledStats
+from rl_likelihood.rewards import reward_sum
+from rl_likelihood.rewards.intrinsic import PolicyStats
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.tables import parse_reward
 
@@ -93,17 +93,17 @@ def group_loss(table, logits, group, reward, cfg, text, old, ref):
     mask, scored = (jnp.asarray(which >= 0)[group][None] for which in (table.chains, table.answers))
     keep = jnp.ones(mask.shape[:2], bool)
     observation = Observation(
-        logp=answer,
+        floored_logp=answer,
         scored=scored,
         keep=keep,
         truncated=~keep,
-        sampled=SampledStats(logp, logp, logp, mask, 3),
+        policy=PolicyStats(logp, logp, logp, mask, 3),
         chain_tokens=mask.sum(-1),
         host_rewards={"exact_match": reward[None]},
     )
     ref_logp = token_log_probs(table, ref, table.chains)[group][None]
     extra = step._k1_in_reward(logp, ref_logp, mask, StepConfig(loss=cfg)) if cfg.kl == "reward_k1" else 0.0
-    f, _, _ = mixture.objective(observation, RewardConfig(terms=parse_reward(text)), extra)
+    f, _, _ = reward_sum.objective(observation, RewardConfig(terms=parse_reward(text)), extra)
     difference = leave_one_out(f, jax.lax.stop_gradient(answer), scored, keep)
     advantage = advantages(difference, keep, cfg.advantage)
     counts = Counts(jnp.float32(1), mask.sum().astype(jnp.float32))

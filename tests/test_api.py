@@ -18,7 +18,8 @@ import tensorstore
 
 from rl_likelihood import api
 from rl_likelihood.config import build, flatten
-from rl_likelihood.model.decoder import forward, head_matrix
+from rl_likelihood.model.architecture import head_matrix
+from rl_likelihood.model.decoder import forward
 from rl_likelihood.runtime import bucket, run_files
 from rl_likelihood.shapes import Example, UserError
 from tests.runs import small_config

@@ -122,7 +122,7 @@ REFUSED = [
     ({"posterior__share": 0.5, "reward__name": "sft"}, ["posterior.share is 0.5", "'sft'"]),
     ({"posterior__share": 0.5}, ["posterior.share is 0.5", "sampler.group_size = 3", "at least two"]),
     ({"posterior__share": 0.25, "sampler__group_size": 4}, ["posterior.share is 0.25", "at least two"]),
-    ({**HALF, "posterior__distill": 1.0}, ["posterior.distill is 1.0", "posterior.share 0.5"]),
+    ({**HALF, "posterior__distill": 1.0}, ["posterior.distill is 1.0", "posterior.share = 0.5", "0.0"]),
     ({**HALF, "posterior__kl": 1.0}, ["posterior.kl is 1.0", "posterior.target is 0"]),
     ({**HALF, "loss__kl": "k3", "loss__kl_coef": 0.1}, ["loss.kl is 'k3'", "posterior.share = 0.5", "none"]),
     ({**HALF, "sampler__max_staleness": 1}, ["sampler.max_staleness is 1", "posterior.share = 0.5"]),

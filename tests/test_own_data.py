@@ -15,7 +15,7 @@ from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.tokenizer import load_tokenizer, save_tokenizer
 from rl_likelihood.export import export
-from rl_likelihood.model import decoder
+from rl_likelihood.model import architecture
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.workdir import tokenizer_path
@@ -46,7 +46,7 @@ def model(tmp_path_factory):
     """A Hugging Face folder of random weights whose tokenizer has no chat template of its own."""
     folder = tmp_path_factory.mktemp("model")
     cfg = random_model("nano")
-    params = jax.tree.map(np.asarray, decoder.init(jax.random.key(0), cfg))
+    params = jax.tree.map(np.asarray, architecture.init(jax.random.key(0), cfg))
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
     files.save(folder, cfg, params, "float32", {"eos_token_id": tokenizer.eos_token_id})

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.reward_model import Model, letters, likelihoods, measure, pairs, table
+from experiments.reward_model import Model, experts, letters, likelihoods, measure, pairs, table
 from rl_likelihood.data.judged_text import SCORE
 from rl_likelihood.data.pairs import Comparison
 from rl_likelihood.data.tokenizer import load_tokenizer
-from rl_likelihood.model.decoder import forward, head_matrix
+from rl_likelihood.model.architecture import head_matrix
+from rl_likelihood.model.decoder import forward
 from tests.weights.make_checkpoints import write
 
 ROWS = [
@@ -44,7 +45,7 @@ def test_the_likelihood_of_an_option_is_that_of_its_tokens(model):
 
 def test_every_way_scores_every_option_and_the_table_names_all(model):
     rows = {}
-    for way in (likelihoods, letters, pairs):  # these tokenizers have no single token for yes
+    for way in (likelihoods, letters, pairs, experts):  # these tokenizers have no single token for yes
         for name, scores in way(model, ROWS).items():
             assert [len(x) for x in scores] == [3, 2, 2] and np.isfinite(np.concatenate(scores)).all(), name
             rows[name] = measure(scores, ROWS)

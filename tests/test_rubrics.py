@@ -182,6 +182,25 @@ def test_criteria_that_all_or_no_answers_meet_are_left_out(tmp_path, low, high, 
     assert all([x.text for x in r.criteria] == ([kept] if kept else []) for r in written)
 
 
+def test_a_filter_leaves_the_rubrics_of_other_questions_as_they_are(tmp_path):
+    """Of five questions with a rubric the run has two, and the file has one that no run has."""
+    with serving(unsure) as (url, _):
+        c = config(url, tmp_path / "r.jsonl", data__train_size=5)
+        rubric_file(tmp_path / "r.jsonl", c, ("it has ''", 5.0), ("it has 'zebra'", 3.0))
+        other = Rubric("Name a bird", "mine", (Criterion("it has ''", 5.0), Criterion("it has 'zebra'!", -4.0)))
+        before = [*read_rubrics(c.rubric.path), other]
+        write_rubrics(c.rubric.path, before)
+        few = config(url, c.rubric.path, data__train_size=2, rubric__rollouts=3, rubric__low=0.0, rubric__high=0.8)
+        out = filter_rubrics(few, tmp_path)
+    assert (out["questions"], out["questions_kept"], out["not_judged"]) == (2, 2, 4)
+    asked = {e.prompt for e in sources.load(few.data)[0]}
+    written = {r.prompt: r for r in read_rubrics(out["file"])}
+    assert len(written) == 6 and [written[r.prompt] for r in before if r.prompt not in asked] == [
+        r for r in before if r.prompt not in asked
+    ]
+    assert all([x.text for x in written[q].criteria] == ["it has 'zebra'"] for q in asked)
+
+
 def test_training_takes_what_a_filter_wrote_and_leaves_out_the_questions_without_a_rubric(tmp_path):
     """No answer meets the zebras, and all meet the other criterion, which is dropped. Two questions are left with
     faults alone, and one with nothing."""

@@ -18,7 +18,7 @@ from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.shapes import UserError
-from rl_likelihood.training.programs import StepPrograms
+from rl_likelihood.training.compiled_steps import StepPrograms
 from tests.commands import command
 from tests.runs import config_file, rows, run, small_config
 

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
+from rl_likelihood.data.judged_text import BETTER
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled
 from rl_likelihood.learner.judge import ValueHead
-from rl_likelihood.model.decoder import init
+from rl_likelihood.model.architecture import init
+from rl_likelihood.rollouts.endpoint import HttpSettings
 from rl_likelihood.rollouts.local_judge import Verdicts, save_head
 from rl_likelihood.run_model import random_model
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import random_key
 from rl_likelihood.weights import files
-from rl_likelihood.winrate import calibrate, measured
+from rl_likelihood.winrate import calibrate, measured, measured_by_server
 from tests.servers import serving
 
 QUESTIONS = [f"What is {n} + {n}?" for n in range(30)]
@@ -126,6 +128,24 @@ def test_a_shuffled_reference_is_another_one():
         others = shuffled(references)
         assert sorted(others) == sorted(references)
         assert all(x != y for x, y in zip(others, references, strict=True)), references
+
+
+def test_calls_are_those_of_this_command(tmp_path, monkeypatch):
+    """Each call takes 50 tokens by the server's count. The second command finds all in the cache."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+
+    def behave(handler, number, body):
+        choice = {"message": {"content": "1"}}
+        handler.reply(200, {"choices": [choice], "usage": {"total_tokens": 50}})
+
+    few = {q: a for n, (q, a) in enumerate(A.items()) if n < 2}
+    with serving(behave) as (url, requests):
+        settings = HttpSettings(url, "m", "--judge", "--", cache=str(tmp_path / "cache"))
+        for calls in (8, 0):
+            out = measured_by_server(settings, BETTER, few, B)
+            assert (out["calls"], out["tokens"]) == (calls, 50 * calls)
+        assert len(requests) == 8
 
 
 def write(path, answered):

@@ -1,5 +1,6 @@
 """configs/writing.py: what it sets, its rewards in one step, and the experiment's settings."""
 
+import gzip
 import math
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def test_the_rewards_of_the_papers_go_with_both_forms(preset, form, size):
     assert ("novelist" if form == "next_passage" else "poet") in settings.prompt.instruction
     assert settings.reward.name == {"vr_cli": "vr_cli", "dro": "r3", "nrt": "nrt/std", "none": "avg_log_prob"}[preset]
     assert settings.eval.texts == ("prose" if form == "next_passage" else "verse")
+    assert settings.eval.samples == 4, "self_bleu compares samples"
 
 
 @pytest.mark.parametrize("form", ["next_passage", "verse"])
@@ -93,11 +95,25 @@ def test_one_loss_for_all_rewards_on_cpus_and_each_papers_on_pods(monkeypatch):
     }
     small = settings("writing")
     rewards = ("avg_log_prob", "vr_cli", "r3", "nrt")
-    same = lambda c: (c.loss, c.optim, c.sampler, c.filter, c.train, c.reward.truncated, c.prompt.score_delims)
+    loop = lambda c: {k: v for k, v in c.train.items() if k != "eval_first"}
+    same = lambda c: (c.loss, c.optim, c.sampler, c.filter, loop(c), c.reward.truncated, c.prompt.score_delims)
     assert len({repr(same(small[name])) for name in rewards}) == 1
     assert small["r3"].loss.kl == "none" and small["r3"].loss.answer_term == 1 and small["r3"].sampler.group_size == 4
+    assert [name for name, c in small.items() if c.train.eval_first] == ["avg_log_prob"], "one start, evaluated once"
     assert [small[name].reward.name for name in rewards] == list(rewards) and small["sft"].reward.name == "sft"
     large = settings("writing_3b")
     of = lambda c: (c.sampler.group_size, c.train.prompts_per_step, c.optim.lr, c.loss.kl_coef)
     assert of(large["avg_log_prob"]) == (4, 8, 1e-5, 0) and of(large["vr_cli"]) == (8, 64, 5e-7, 1e-6)
     assert of(large["r3"]) == (16, 64, 1e-6, 0.001) and of(large["nrt"]) == (16, 64, 1e-6, 0)
+
+
+def test_a_file_for_each_novel(tmp_path):
+    novels = ["PRIDE AND PREJUDICE\n\nDarcy.\n", "SENSE AND SENSIBILITY\n\nElinor.\n", "EMMA\n\nDear EMMA\nwrote.\n"]
+    (tmp_path / "sonnets.txt").write_text(poems(2))
+    (tmp_path / "austen.txt.gz").write_bytes(gzip.compress("".join(novels).encode()))
+    writing.write_texts(tmp_path, tmp_path / "data")
+    assert (tmp_path / "data" / "sonnets.txt").read_text() == poems(2)
+    names = ("pride_and_prejudice", "sense_and_sensibility", "emma")
+    assert {p.stem: p.read_text() for p in (tmp_path / "data" / "novels").iterdir()} == dict(
+        zip(names, novels, strict=True)
+    )

@@ -144,6 +144,17 @@ def chain_format(
     )
 
 
+def _validate(cfg: PromptConfig) -> None:
+    if cfg.date:
+        _date(cfg.date)
+    for name in ("think_open", "think_close", "answer_open", "answer_close"):
+        if not getattr(cfg, name):
+            raise UserError(f"prompt.{name} is empty; give the tag, for example {getattr(PromptConfig, name)!r}")
+    for name in ("answer_open", "answer_close"):
+        if getattr(cfg, name).endswith(">"):
+            raise UserError(f"prompt.{name} is {getattr(cfg, name)!r}; leave out its last '>', which the program adds")
+
+
 def chat(example: Example, cfg: PromptConfig, shots: Shots) -> list[dict[str, str]]:
     """The conversation of an example: instruction, worked examples, then its own messages."""
     instruction = cfg.instruction or INSTRUCTION
@@ -190,6 +201,19 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, cfg: PromptConf
     # Some templates already add `<think>`, others add an empty think block.
     text = re.sub(rf"{re.escape(cfg.think_open)}\s*{re.escape(cfg.think_close)}\s*\Z", "", text)
     return text if text.rstrip().endswith(cfg.think_open) else text + cfg.think_open
+
+
+def _worked(example: Example, cfg: PromptConfig) -> Shots:
+    if cfg.examples == 0:
+        return ()
+    shots = cfg.shots or WORKED_EXAMPLES.get(example.task, ())
+    if cfg.examples > len(shots):
+        raise UserError(
+            f"{cfg.examples_field} is {cfg.examples}, but there are {len(shots)} worked examples for row {example.id} "
+            f"(task {example.task!r}); write some as JSON lines with prompt, chain and answer and name the file with "
+            f"--config.prompt.examples_path=FILE, or set --config.{cfg.examples_field}={len(shots)}"
+        )
+    return shots[: cfg.examples]
 
 
 def rendered(
@@ -262,13 +286,13 @@ def fitting(rows: list[EncodedExample], cfg: PromptConfig) -> tuple[list[Encoded
 
     UserError if there are rows but none fits.
     """
-    short = [row for row in rows if not longer(row, cfg)]
-    left_out = [
-        f"{row.example.id}: "
-        + " and ".join(f"{n} tokens over prompt.{name} = {getattr(cfg, name)}" for name, n in over.items())
-        for row in rows
-        if (over := longer(row, cfg))
-    ]
+    short, left_out = [], []
+    for row in rows:
+        over = [f"{n} tokens over prompt.{name} = {getattr(cfg, name)}" for name, n in longer(row, cfg).items()]
+        if over:
+            left_out.append(f"{row.example.id}: {' and '.join(over)}")
+        else:
+            short.append(row)
     if rows and not short:
         raise UserError(
             f"none of the {len(rows)} training rows fits prompt.max_prompt = {cfg.max_prompt} and prompt.max_answer = "
@@ -318,6 +342,19 @@ def answer_ids(
     return [(np.asarray(a, np.int32), _scored(a, fmt.vocab_bytes, cfg)) for a in answers]
 
 
+def _scored(ids: list[int], vocab_bytes: tuple[bytes, ...], cfg: PromptConfig) -> np.ndarray:
+    """[a] bool: which ids of `>answer</answer>` are scored, by byte offsets (a character may span tokens)."""
+    if cfg.score_delims == "both":
+        return np.ones(len(ids), bool)
+    ends = np.cumsum([len(vocab_bytes[i]) for i in ids])
+    starts = np.concatenate([[0], ends[:-1]])
+    # Measured from both ends, because a tokenizer may normalise the answer between its delimiters.
+    answer_end = ends[-1] - len(cfg.answer_close.encode() + b">")
+    if cfg.score_delims == "close":
+        answer_end += 1  # the token that holds the first character of the closing tag
+    return (ends > len(b">")) & (starts < answer_end)
+
+
 def collate(
     rows: Sequence[EncodedExample], uid: Sequence[int] | np.ndarray, max_prompt: int, max_answer: int, pad_id: int
 ) -> Prompts:
@@ -355,43 +392,3 @@ def completion_ids(
     parts = [(CHAIN, chain), (TAG, fmt.close_think_ids if tag is None else tag), (REFERENCE, row.answer_ids)]
     ids = np.concatenate([np.asarray(part, np.int32) for _, part in parts])
     return ids, np.repeat(np.asarray([s for s, _ in parts], np.int32), [len(part) for _, part in parts])
-
-
-# ---------------------------------------------------------------------------------------- pieces
-
-
-def _validate(cfg: PromptConfig) -> None:
-    if cfg.date:
-        _date(cfg.date)
-    for name in ("think_open", "think_close", "answer_open", "answer_close"):
-        if not getattr(cfg, name):
-            raise UserError(f"prompt.{name} is empty; give the tag, for example {getattr(PromptConfig, name)!r}")
-    for name in ("answer_open", "answer_close"):
-        if getattr(cfg, name).endswith(">"):
-            raise UserError(f"prompt.{name} is {getattr(cfg, name)!r}; leave out its last '>', which the program adds")
-
-
-def _worked(example: Example, cfg: PromptConfig) -> Shots:
-    if cfg.examples == 0:
-        return ()
-    shots = cfg.shots or WORKED_EXAMPLES.get(example.task, ())
-    if cfg.examples > len(shots):
-        raise UserError(
-            f"{cfg.examples_field} is {cfg.examples}, but there are {len(shots)} worked examples for row {example.id} "
-            f"(task {example.task!r}); write some as JSON lines with prompt, chain and answer and name the file with "
-            f"--config.prompt.examples_path=FILE, or set --config.{cfg.examples_field}={len(shots)}"
-        )
-    return shots[: cfg.examples]
-
-
-def _scored(ids: list[int], vocab_bytes: tuple[bytes, ...], cfg: PromptConfig) -> np.ndarray:
-    """[a] bool: which ids of `>answer</answer>` are scored, by byte offsets (a character may span tokens)."""
-    if cfg.score_delims == "both":
-        return np.ones(len(ids), bool)
-    ends = np.cumsum([len(vocab_bytes[i]) for i in ids])
-    starts = np.concatenate([[0], ends[:-1]])
-    # Measured from both ends, because a tokenizer may normalise the answer between its delimiters.
-    answer_end = ends[-1] - len(cfg.answer_close.encode() + b">")
-    if cfg.score_delims == "close":
-        answer_end += 1  # the token that holds the first character of the closing tag
-    return (ends > len(b">")) & (starts < answer_end)

@@ -55,10 +55,13 @@ class Written(str):
     """A JSON number as its file writes it: 1.50 stays 1.50, and 0.0000001 does not become 1e-07."""
 
 
-def records(name: str, data: bytes, split: str = "", as_written: bool = False) -> Iterator[tuple[Location, Any]]:
+def records(
+    name: str, data: bytes, split: str = "", as_written: bool = False, text: bool = False
+) -> Iterator[tuple[Location, Any]]:
     """Yields (location, record) for the contents `data` of the file `name`.
 
-    A str in place of a record says what is wrong with it. With `as_written`, JSON numbers are `Written`.
+    A str in place of a record says what is wrong with it. With `as_written`, JSON numbers are `Written`. With `text`, a
+    .txt file is one text, also if it begins as JSON does: [Illustration].
     """
     plain = name.lower()
     if plain.endswith(".gz"):
@@ -73,14 +76,14 @@ def records(name: str, data: bytes, split: str = "", as_written: bool = False) -
         return
     data = data.removeprefix(b"\xef\xbb\xbf")
     _refuse_other_formats(name, data, plain)
+    if plain.endswith(".txt") and (text or data.lstrip()[:1] not in (b"[", b"{")):
+        yield Location(name, 1, "row", name, split), _text(data)
+        return
     if _is_lines(data, plain):
         # Bytes are split only at \n, \r\n and \r, because U+2028 and the like are legal inside a JSON string.
         for n, line in enumerate(data.splitlines(), start=1):
             if line.strip():
                 yield Location(name, n, "line", split=split), _line(line, as_written)
-        return
-    if plain.endswith(".txt") and data.lstrip()[:1] not in (b"[", b"{"):
-        yield Location(name, 1, "row", name, split), _text(data)
         return
     whole = _whole(name, data, as_written)
     if isinstance(whole, dict) and whole and all(isinstance(v, dict) for v in whole.values()):

@@ -1,4 +1,4 @@
-"""Encodes texts to ids: whole texts, and texts that continue another text."""
+"""Ids of texts: whole texts, texts that continue another text, and the ids with which all prompts begin."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Int
 
 from rl_likelihood.shapes import UserError
 
 if TYPE_CHECKING:  # over a second to import
     from transformers import PreTrainedTokenizerBase
+
+LEAST_COMMON = 16  # fewer ids that all prompts share are not worth a forward of their own
 
 
 def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -58,3 +61,20 @@ def ids_after_text(
         return ids_of(tokenizer, vocab_bytes, texts, plain)
     (anchor,) = ids_of(tokenizer, vocab_bytes, ["\n"])
     return [ids[len(anchor) :] for ids in ids_of(tokenizer, vocab_bytes, ["\n" + text for text in texts], plain)]
+
+
+def common_ids(prompts: Sequence[np.ndarray]) -> Int[np.ndarray, "_"]:
+    """The longest common beginning that leaves each prompt an id of its own; empty if it is short. It is usually the
+    instruction and worked examples, and computed once."""
+    if not prompts:
+        return np.zeros(0, np.int32)
+    width = min(map(len, prompts)) - 1
+    equal = np.all([ids[:width] == prompts[0][:width] for ids in prompts], 0)
+    ids = prompts[0][: width if equal.all() else int(equal.argmin())]
+    return ids if len(ids) >= LEAST_COMMON else ids[:0]
+
+
+def all_begin_with(prompts: Sequence[np.ndarray], ids: np.ndarray) -> bool:
+    """Whether every prompt begins with these ids and goes on."""
+    n = len(ids)
+    return all(len(prompt) > n and np.array_equal(prompt[:n], ids) for prompt in prompts)

@@ -46,6 +46,7 @@ class Files:
     addresses: tuple[str, ...] = ()  # https://... files, or hf:owner/name@revision, read when no source is given
     patterns: tuple[str, ...] = ("*",)  # paths of a folder or archive that belong to the set
     password: bytes = b""  # of its archive, where its authors print one
+    text: bool = False  # a .txt file is one text, not JSON
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

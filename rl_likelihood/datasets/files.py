@@ -28,11 +28,12 @@ _TIMEOUT = 30  # seconds without a byte before a download is given up
 def locate(sources: list[str], dataset: Files, field: str = "--source") -> list[tuple[Path, Path]]:
     """(file, folder that its name is relative to) of every data file or archive in `sources`, in order of names.
 
-    A file that the user names is always taken; of a folder those that fit `dataset.patterns`. `field` is the setting or
-    flag with which the user named them.
+    A source is a path or hf:owner/name. A file that the user names is always taken; of a folder those that fit
+    `dataset.patterns`. `field` is the setting or flag with which the user named them.
     """
     located: list[tuple[Path, Path]] = []
-    for source in sources:
+    for named in sources:
+        source = from_hub(named, f"give {dataset.fetch} with {field}") if named.startswith("hf:") else named
         path = Path(source).expanduser()
         if path.exists() and not path.is_dir():  # a file, a pipe
             located.append((path, path.parent))
@@ -80,9 +81,10 @@ def read(file: Path, below: Path, dataset: Files, as_written: bool = False) -> R
     try:
         if _is_archive(name):
             for member, data in _members(file, name, dataset):
-                yield from records(f"{name}/{member}", data, split_in(f"{hint}/{member}"), as_written)
+                split = split_in(f"{hint}/{member}")
+                yield from records(f"{name}/{member}", data, split, as_written, dataset.text)
         else:
-            yield from records(name, file.read_bytes(), split_in(hint), as_written)
+            yield from records(name, file.read_bytes(), split_in(hint), as_written, dataset.text)
     except OSError as e:
         raise UserError(f"{file} cannot be read ({e.strerror}); check its permissions") from e
 

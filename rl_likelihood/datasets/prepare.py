@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from rl_likelihood.data.prepared import FIELDS, REPORT
+from rl_likelihood.data.records import encodable
 from rl_likelihood.datasets import DATASETS, files
 from rl_likelihood.datasets.common import BadRow, DataSet, Row, Skipped
 from rl_likelihood.datasets.questions import example_key, group_key, named
@@ -91,7 +92,8 @@ def prepare(
     if folder.exists():
         raise UserError(f"{folder} exists already; delete it or choose another --out")
 
-    located = locate(dataset, source, out)
+    sources = source.split(",") if source else files.download(dataset, Path(out).expanduser() / "downloads")
+    located = files.locate(sources, dataset)
     size, sha256 = files.digest(located)
     read = read_rows(dataset, located, skip_bad_rows)
     _refuse_copies(read.given, source)
@@ -119,18 +121,6 @@ def prepare(
         shutil.rmtree(folder)  # it appears whole or not at all
         raise _cannot_write(out, e) from e
     return report
-
-
-def locate(dataset: DataSet, source: str, out: str) -> list[tuple[Path, Path]]:
-    """The data set's files, fetched first if `source` is "" or on the hub."""
-    if not source:
-        sources = files.download(dataset, Path(out).expanduser() / "downloads")
-    else:
-        sources = [
-            files.from_hub(part, f"give {dataset.fetch} with --source") if part.startswith("hf:") else part
-            for part in source.split(",")
-        ]
-    return files.locate(sources, dataset)
 
 
 # ---------------------------------------------------------------------------------------- rows
@@ -205,11 +195,8 @@ def _checked(row: Row, split: str) -> Row | Skipped:
     example = row.example
     if not split:
         raise BadRow("cannot tell whether it is for training or testing; put train or test in the file's name")
-    for value in (example.id, example.prompt, example.answer, example.chain):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise BadRow("a text holds half of a surrogate pair, which is not text") from None
+    if not encodable([example.id, example.prompt, example.answer, example.chain]):
+        raise BadRow("a text holds half of a surrogate pair, which is not text")
     if not example.prompt.strip():
         return Skipped("no question")
     if not example.answer.strip():

@@ -154,8 +154,12 @@ def digest_of_files(*paths: str) -> str:
 
 def named(rows: Sequence[str], what: str) -> str:
     """ "3 bad rows (...)": how many there are, and the first few."""
-    first = f" ({'; '.join(rows[:5])}{'; ...' if len(rows) > 5 else ''})" if rows else ""
-    return counted(len(rows), what) + first
+    return counted(len(rows), what) + some(rows)
+
+
+def some(rows: Sequence[str]) -> str:
+    """ " (...)": the first few in brackets; "" of none."""
+    return f" ({'; '.join(rows[:5])}{'; ...' if len(rows) > 5 else ''})" if rows else ""
 
 
 def _text(example: Example) -> tuple:

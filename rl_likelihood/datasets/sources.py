@@ -24,6 +24,7 @@ from rl_likelihood.datasets.questions import (
     hold_out,
     named,
     question_key,
+    some,
     variant_key,
     without,
 )
@@ -37,6 +38,7 @@ TEXTS = Files(
     name="your texts",
     fetch="text files, one work in each, or rows with a text",
     patterns=("*.txt", "*.txt.gz", *(f"*{suffix}{gz}" for suffix in SUFFIXES for gz in ("", ".gz"))),
+    text=True,
 )
 
 
@@ -119,8 +121,7 @@ def _own_examples(path: str, cfg: DataConfig, most: int) -> Shots:
 def describe(cfg: DataConfig, train: Sequence, heldout: Sequence, report: LoadReport, unfit: Sequence[str] = ()) -> str:
     """The data line of the start message. `unfit`: descriptions of the training rows that are not in `train`."""
     name = ", ".join(cfg.tasks) if cfg.source == "reasoning_gym" else Path(cfg.train_path).name
-    first = f" ({'; '.join(report.removed[:5])}{'; ...' if len(report.removed) > 5 else ''})" if report.removed else ""
-    repeated = report.duplicates + report.overlap_removed
+    first, repeated = some(report.removed), report.duplicates + report.overlap_removed
     parts = [f"{repeated:,} that repeat others or ask held-out or worked questions{first}"] if repeated else []
     parts += [named(rows, what) for rows, what in ((report.bad_rows, "bad row"), (unfit, "unusable row")) if rows]
     removed = f"; removed {', '.join(parts)}" if parts else ""
@@ -196,8 +197,7 @@ def _draw_split(cfg: DataConfig, split: str, size: int, excluded: set[str]) -> t
 
 def _located(path: str, field_name: str, of: Files = OWN) -> files.Records:
     """The records of a file, folder, archive or data set of the hub. `field_name` is where the user named it."""
-    source = files.from_hub(path, f"name a file with {field_name}") if path.startswith("hf:") else path
-    return files.read_all(files.locate([source], of, field_name), of, as_written=True)
+    return files.read_all(files.locate([path], of, field_name), of, as_written=True)
 
 
 def _folder(path: str) -> str:
@@ -298,6 +298,10 @@ def _load_documents(cfg: DataConfig, training: bool) -> Loaded:
         records = _located(path, name, TEXTS)
         works, bad, again = read_documents(records, _folder(path), cfg.documents, cfg.seed, cfg.skip_bad_rows, texts)
         works, repeats = distinct_works(works)
+        needed = training or path == (cfg.heldout_path or cfg.train_path)
+        if needed and not works and (bad or not again):
+            why = f" ({bad[0]})" if bad else ""
+            raise UserError(f"{path} has no usable text{why}; give it texts that fit data.documents, or change that")
         return works, bad, again + repeats
 
     # Held-out documents first, so that the same text is left out of the training documents.
@@ -311,8 +315,9 @@ def _load_documents(cfg: DataConfig, training: bool) -> Loaded:
     else:
         total = sum(map(len, works))
         if training and len(works) == 1 and cfg.heldout_size:
+            left_out = f" (left out: {bad[0]})" if bad else ""
             raise UserError(
-                f"{cfg.train_path} holds one work, and a work is on one side of a split; add works, give "
+                f"{cfg.train_path} holds one work{left_out}, and a work is on one side of a split; add works, give "
                 "data.heldout_path, or set data.heldout_size=0"
             )
         size = min(100, total // 10 or 1) if cfg.heldout_size < 0 else cfg.heldout_size

@@ -163,7 +163,7 @@ def _object_end(text: str) -> int:
 
 def _call(value: Any) -> Call | BadCall:
     try:
-        call = Call(*call_of(value))
+        call = call_of(value)
     except NoCall as e:
         return BadCall(str(e))
     if _deeper(call.arguments, DEEPEST):

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from rl_likelihood.envs import telecom_rollouts
+from rl_likelihood.envs import telecom
 from rl_likelihood.envs.calculator import Calculator
 from rl_likelihood.envs.calls import Style
 from rl_likelihood.envs.protocol import Environment
@@ -38,7 +38,7 @@ class EnvConfig:
 def _telecom(cfg: EnvConfig) -> Environment:
     if not cfg.path:
         raise UserError("env.name is 'telecom', but env.path is empty; name the folder with tau2's files")
-    return telecom_rollouts.read(cfg.path, cfg.prompt, cfg.style, at_once=cfg.max_turns == 1)
+    return telecom.read(cfg.path, cfg.prompt, cfg.style, at_once=cfg.max_turns == 1)
 
 
 def _calculator(cfg: EnvConfig) -> Environment:

@@ -15,7 +15,6 @@ from typing import Any
 from rl_likelihood.shapes import UserError
 
 TODAY = "2025-02-25"  # the day on which every task takes place
-FOLDER = "RL_LIKELIHOOD_TAU2"  # the environment variable that names the folder of tau2's telecom files
 
 # Table of db.toml -> its fields in order, the record's id first. A field with a question mark may be missing.
 _FIELDS = {

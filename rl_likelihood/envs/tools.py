@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from rl_likelihood.grading.calls import Call as Call
 from rl_likelihood.shapes import UserError
 
 _LARGEST = 1e9  # a number beyond it is a mistake, and its text or its product may be very long
@@ -25,11 +26,6 @@ KINDS = {
     "object": Kind((dict,), {}),
     "array": Kind((list,), []),
 }
-
-
-class Call(NamedTuple):
-    name: str
-    arguments: Mapping[str, Any]
 
 
 class ToolError(Exception):

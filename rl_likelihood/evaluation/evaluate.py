@@ -23,7 +23,7 @@ from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.batching import answers_after, concat_rows, given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.progress import Progress, counted
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts.host_rewards import candidate, sampled_texts
@@ -94,7 +94,7 @@ def _evaluated(e: Evaluation, n: int, samples: int) -> dict[str, Any]:
     start, path, records = time.perf_counter(), None, []
     with contextlib.ExitStack() as stack:
         if e.folder is not None:
-            identity = identity_of(e.task, e.params, e.rows, samples)
+            identity = identity_of(e.task, e.params, e.rows, samples, e.initial is not None)
             path = records_path(e.folder, e.step, identity)
             make_folder(path.parent)
             if distributed.first():  # two commands would both append

@@ -18,6 +18,7 @@ from rl_likelihood.datasets.teleqna import REFERS
 from rl_likelihood.evaluation.statistics import RESAMPLES, interval, resampled
 
 BINS = 10
+RM_EVAL = "rm_eval.jsonl"  # in a reward model's workdir: its accuracies
 _WORDS = re.compile(r"\w+")
 
 

@@ -15,7 +15,7 @@ from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.datasets.questions import digest
 from rl_likelihood.evaluation import statistics, verse
 from rl_likelihood.grading import graders
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.runtime import run_files
 from rl_likelihood.settings import EvalSettings
 from rl_likelihood.shapes import UserError
@@ -25,8 +25,13 @@ FOLDER = "evaluations"  # of a workdir: the records
 FORMAT = 3  # of the records: raise it when they change meaning
 
 
-def identity_of(task: Task, params: Params, rows: list[EncodedExample], samples: int) -> dict[str, Any]:
-    """All that decides what a record says: weights, questions, settings. Not how many are made, or how many at once."""
+def identity_of(
+    task: Task, params: Params, rows: list[EncodedExample], samples: int, by_initial: bool = False
+) -> dict[str, Any]:
+    """All that decides what a record says: weights, questions, settings. Not how many are made, or how many at once.
+
+    by_initial: whether the initial model scores them too. Training has eval.by_initial in its config, but never does.
+    """
     c = task.config
     bits = lambda x: jnp.sum(jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32), dtype=jnp.uint32)
     sums = jax.jit(lambda p: [bits(x) for x in jax.tree.leaves(p)])(params)  # whole numbers: sharding changes nothing
@@ -60,7 +65,7 @@ def identity_of(task: Task, params: Params, rows: list[EncodedExample], samples:
         **talk,
         **({"trace": True} if c.eval.trace else {}),
         **measured,
-        **({"by_initial": True} if c.eval.by_initial else {}),
+        **({"by_initial": True} if by_initial else {}),
         # Nothing where nothing is set, so that records of before are of the same name.
         **({"sampling": drawn} if drawn != {name: getattr(EvalSettings, name) for name in drawn} else {}),
     }

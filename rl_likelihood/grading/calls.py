@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -32,9 +33,9 @@ class NoCall(ValueError):
     """A JSON value that is not a call: it has no name (`no_name`), or its arguments are no object (`not_object`)."""
 
 
-class Named(NamedTuple):
+class Call(NamedTuple):
     name: str
-    arguments: dict[str, Any]
+    arguments: Mapping[str, Any]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def _outdent(fence: re.Match[str]) -> str:
     return re.sub(rf"^[ \t]{{0,{indent}}}", "", fence[0], flags=re.MULTILINE)
 
 
-def call_of(value: Any) -> Named:
+def call_of(value: Any) -> Call:
     """One call, of any provider's form. NoCall for what is none, or says more than a call."""
     if isinstance(value, dict) and isinstance(value.get("function"), dict) and "name" not in value:
         if not set(value) <= {*_IGNORED, "function"}:
@@ -122,10 +123,10 @@ def call_of(value: Any) -> Named:
             raise NoCall("not_object") from e
     if not isinstance(arguments, dict):
         raise NoCall("not_object")
-    return Named(value["name"], arguments)
+    return Call(value["name"], arguments)
 
 
-def calls_in(text: str) -> list[Named] | None:
+def calls_in(text: str) -> list[Call] | None:
     """The calls of a text; None if any part of it is not a call.
 
     The text is one call or a list of them, bare or in a code fence, or any text with calls between <tool_call> tags.

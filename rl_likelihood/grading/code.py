@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from rl_likelihood.grading.calls import FENCE, Named, calls_in, fenced_in, finite, outdented
+from rl_likelihood.grading.calls import FENCE, Call, calls_in, fenced_in, finite, outdented
 from rl_likelihood.grading.run_code import Check, Limits, Outcome, run_program
 from rl_likelihood.grading.text import exact_match
 
@@ -61,7 +61,7 @@ def tool_call(reference: str, answer: str | None) -> bool:
         return False
 
 
-def _goal(reference: str) -> tuple[list[Named] | None, list[list[str] | None]]:
+def _goal(reference: str) -> tuple[list[Call] | None, list[list[str] | None]]:
     """The reference calls, and of each the arguments that count (None: all)."""
     calls = calls_in(reference)
     if calls is not None:
@@ -75,7 +75,7 @@ def _goal(reference: str) -> tuple[list[Named] | None, list[list[str] | None]]:
     return (calls, compared) if fits else (None, [])
 
 
-def _same_call(goal: Named, given: Named, compared: list[str] | None) -> bool:
+def _same_call(goal: Call, given: Call, compared: list[str] | None) -> bool:
     if compared is None:
         return goal.name == given.name and _same(goal.arguments, given.arguments)
     of = lambda call: {name: call.arguments[name] for name in compared if name in call.arguments}

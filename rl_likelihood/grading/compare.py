@@ -40,8 +40,8 @@ def _linked(reference: Node, answer: Node) -> Node:
 
     5 = 5 stays an equation, and so does 5 cm = 5 kg.
     """
-    said = [side for side in answer.parts[1:] if _same_or_not(reference, side)]
-    sides = [s for s in answer.parts[1:] if s not in said or s == said[-1] or not _same_or_not(s, said[-1])]
+    said = [side for side in answer.parts[1:] if same_or_not(reference, side)]
+    sides = [s for s in answer.parts[1:] if s not in said or s == said[-1] or not same_or_not(s, said[-1])]
     return Node("relation", (("=",) * (len(sides) - 1), *sides)) if len(sides) > 1 else sides[0]
 
 
@@ -98,7 +98,7 @@ def _in_any_order(references: Sequence[Node], answer: Sequence[Node]) -> bool:
     if _entries(wanted) * _entries(left) > _MOST_PAIRS:
         raise Unreadable("too many entries")
     for _, reference in wanted:
-        match = next((i for i, (_, node) in enumerate(left) if _same_or_not(reference, node, _same_part)), None)
+        match = next((i for i, (_, node) in enumerate(left) if same_or_not(reference, node, _same_part)), None)
         if match is None:
             return False
         del left[match]
@@ -117,7 +117,7 @@ def _entries(pairs: Sequence[tuple[Any, Node]]) -> int:
     return sum(entries(node) for _, node in pairs)
 
 
-def _same_or_not(reference: Node, answer: Node, compare: Callable[[Node, Node], bool] = _same) -> bool:
+def same_or_not(reference: Node, answer: Node, compare: Callable[[Node, Node], bool] = _same) -> bool:
     """As `compare`, in a search: entries that cannot be compared with this one may be with the next."""
     try:
         return compare(reference, answer)
@@ -136,7 +136,7 @@ def _same_relations(reference: Node, answer: Node) -> bool:
     if {":", "clock"} & {*signs, *other}:
         if {*signs, *other} - {":", "clock"}:
             return False
-        written = all(map(_same_or_not, references, answers))
+        written = all(map(same_or_not, references, answers))
         if "clock" in signs:  # 5:30 is neither 10:60 nor a ratio
             return written and signs == other
         return written or _same_ratios(references, answers)
@@ -144,7 +144,7 @@ def _same_relations(reference: Node, answer: Node) -> bool:
         sides = answers[::-1] if turned else answers
         if turned:
             other = tuple(FLIPPED.get(sign, "") for sign in reversed(other))
-        if signs == other and all(map(_same_or_not, references, sides)):
+        if signs == other and all(map(same_or_not, references, sides)):
             return True
     if signs == other == ("=",) and not says_value(reference):  # 3x + 7 = 22 is not solved for x
         return proportional(_difference(references), _difference(answers))
@@ -202,7 +202,7 @@ def _distinct(nodes: Sequence[Node]) -> list[Node]:
         return list(dict(keys).values())
     out: list[Node] = []
     for node in nodes:
-        if not any(_same_or_not(node, other, _same_part) for other in out):
+        if not any(same_or_not(node, other, _same_part) for other in out):
             out.append(node)
     return out
 
@@ -388,7 +388,7 @@ def _split(node: Node) -> tuple[Node, str, bool]:
 
 
 def _same_shares(reference: Node, answer: Node, reference_percent: bool, answer_percent: bool) -> bool:
-    """50% is 50 as well as 0.5: see `text.same_value`."""
+    """50% is 50 as well as 0.5: see `text.numeric_match`."""
     if _same(reference, answer):
         return True
     if reference_percent == answer_percent:

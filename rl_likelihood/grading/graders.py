@@ -58,7 +58,7 @@ def extract_answer(text: str, tags: Tags) -> str | None:
     return None if end < 0 else text[start:end]
 
 
-Outcome = Callable[[str, str | None], bool | None]
+GradeFunction = Callable[[str, str | None], bool | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +77,11 @@ class Grader:
     unsafe: for a grader that runs programs of a model: `grade` for a machine that cannot isolate them
     """
 
-    grade: Outcome
+    grade: GradeFunction
     about: str
-    quick: Outcome | None = None
+    quick: GradeFunction | None = None
     reads: Literal["answer", "check", "compared", "options"] = "answer"
-    unsafe: Outcome | None = None
+    unsafe: GradeFunction | None = None
 
 
 GRADERS: dict[str, Grader] = {
@@ -114,11 +114,13 @@ GRADERS: dict[str, Grader] = {
 def reference_of(name: str, example: Example, table: Mapping[str, Grader] = GRADERS) -> str:
     """What the grader `name` compares answers to this question with."""
     reads = table[name].reads
+    if reads == "answer":
+        return example.answer
+    check = json.loads(example.check or "{}")
     if reads == "compared":
-        compared = json.loads(example.check or "{}").get(COMPARED)
+        compared = check.get(COMPARED)
         return example.answer if compared is None else json.dumps({"calls": example.answer, COMPARED: compared})
     if reads == "options":
-        rejected = json.loads(example.check or "{}").get("rejected")
+        rejected = check.get("rejected")
         return json.dumps([example.answer, *rejected]) if rejected else example.answer
-    has_input = reads == "check" and json.loads(example.check or "{}").keys() - OTHER_ANSWERS
-    return example.check if has_input else example.answer
+    return example.check if check.keys() - OTHER_ANSWERS else example.answer

@@ -11,7 +11,7 @@ import re
 from fractions import Fraction
 
 from rl_likelihood.grading import values
-from rl_likelihood.grading.compare import plain, same
+from rl_likelihood.grading.compare import plain, same, same_or_not
 from rl_likelihood.grading.names import KNOWN, without_names
 from rl_likelihood.grading.notation import latex, without_markdown
 from rl_likelihood.grading.statements import read
@@ -140,13 +140,6 @@ def _spelling(text: str) -> tuple:
         return tuple(text.split())
 
 
-def _same(goal: Node, given: Node) -> bool:
-    try:
-        return same(goal, given)
-    except Unreadable:
-        return False
-
-
 def _readings(text: str) -> list[Node]:
     """The tree of a text, and the one with letters in the place of units, if that is another. Prose has no words."""
     first, other = _read(text), _read(text, letters=True)
@@ -183,7 +176,7 @@ def math_match(reference: str, answer: str | None) -> bool | None:
     if _is_prose(goal) and _is_prose(given) and plain(goal) == plain(given):
         return True
     try:
-        return any(_same(a, b) for a in _readings(goal) for b in _readings(given))
+        return any(same_or_not(a, b, same) for a in _readings(goal) for b in _readings(given))
     except RecursionError:
         return None
 

@@ -25,7 +25,7 @@ from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Self
 
-from rl_likelihood.grading.graders import GRADERS, Grader, Outcome
+from rl_likelihood.grading.graders import GRADERS, GradeFunction, Grader
 from rl_likelihood.grading.run_code import isolation
 from rl_likelihood.grading.worker import READY
 from rl_likelihood.shapes import UserError
@@ -91,7 +91,7 @@ def _refuse_without_isolation(name: str, unsafe: bool) -> tuple[str, ...]:
     return guards
 
 
-def _in_this_process(grade: Outcome, pair: Pair) -> tuple[bool | None, str]:
+def _in_this_process(grade: GradeFunction, pair: Pair) -> tuple[bool | None, str]:
     """The verdict, and why there is none. A grader of the user's own may raise anything."""
     try:
         return grade(*pair), "the grader could not judge it"
@@ -124,7 +124,7 @@ class Pool:
     ):
         self.workers, self.deadline = workers or _cores(), deadline
         self.table, self._unsafe = table, unsafe_code
-        self.kept_from_code: tuple[str, ...] | None = None  # see `grade`
+        self._guards: tuple[str, ...] | None = None  # what this machine keeps from programs, once asked
         self._running: list[_Worker] = []
         self._lock = threading.Lock()
         self.counts: collections.Counter[str] = collections.Counter()
@@ -163,15 +163,15 @@ class Pool:
             judged = {pair: _in_this_process(row.grade, pair) for pair in dict.fromkeys(pairs)}
             self._note("errors", [(pair, judged[pair][1]) for pair in pairs if judged[pair][0] is None])
             return [judged[pair][0] for pair in pairs]
-        if row.unsafe is not None and self.kept_from_code is None:
-            self.kept_from_code = _refuse_without_isolation(name, self._unsafe)
-            guards = ", ".join(self.kept_from_code) or "nothing"
-            print(f"programs are graded in a sandbox that keeps from them: {guards}", file=sys.stderr)
-        outcome = row.unsafe if row.unsafe is not None and self._unsafe else row.grade
+        if row.unsafe is not None and self._guards is None:
+            self._guards = _refuse_without_isolation(name, self._unsafe)
+            kept = ", ".join(self._guards) or "nothing"
+            print(f"programs are graded in a sandbox that keeps from them: {kept}", file=sys.stderr)
+        grade = row.unsafe if row.unsafe is not None and self._unsafe else row.grade
         with self._lock:
             self.counts["graded"] += len(pairs)
             verdicts: dict[Pair, bool | None] = {pair: row.quick(*pair) for pair in dict.fromkeys(pairs)}
-            judged = self._judge(outcome, [pair for pair, verdict in verdicts.items() if verdict is None])
+            judged = self._judge(grade, [pair for pair, verdict in verdicts.items() if verdict is None])
             for pair in pairs:
                 if pair in judged:
                     verdicts[pair], failure, why = judged[pair]
@@ -185,9 +185,9 @@ class Pool:
             self.counts[failure] += 1
             self.last_failure = f"{why}; reference {reference[:80]!r}, answer {(answer or '')[:80]!r}"
 
-    def _judge(self, outcome: Outcome, pairs: list[Pair]) -> dict[Pair, Judgement]:
+    def _judge(self, grade: GradeFunction, pairs: list[Pair]) -> dict[Pair, Judgement]:
         """The workers' judgement of each pair."""
-        function = f"{outcome.__module__}:{outcome.__qualname__}"
+        function = f"{grade.__module__}:{grade.__qualname__}"
         waiting = collections.deque(pairs)
         judged: dict[Pair, Judgement] = {}
         try:

@@ -1,19 +1,13 @@
 """Runs an untrusted program in a sandbox and reports whether it ran to its end.
 
-Guaranteed on any Unix, with the program alone in its process group and an empty temporary directory as the place it
-starts in: it is killed, with its group, at the deadline; its address space, file sizes, open files and processor time
-are limited; it gets none of our environment, files or standard input; its output is cut.
-
-Guaranteed where Linux gives unprivileged users namespaces (`Result.isolation` says, and `isolation()` asks):
+On any Unix it starts in an empty temporary directory, gets none of our environment, files or standard input, and is
+killed with its process group at the deadline; memory, file sizes, open files and processor time are limited. Linux's
+user namespaces, which an ordinary container often refuses, add what `Result.isolation` names:
     network    there is none, not even the loopback interface of the machine; sockets that other programs of our user
                keep in the file system are refused by the audit hook only
     processes  it sees and signals only its own, and all of them end with it, whatever group they moved to
     files      everything is read-only but its directory, which is in memory and goes with it
-Where it does not (an ordinary container often refuses), no program is run: OSError, unless Limits.namespaces allows it.
-Everywhere Python's audit hook refuses sockets, new processes, signals and ctypes, and without `files` what would change
-a file outside of its directory. That stops programs that try, not an attacker of the interpreter. Never guaranteed:
-that it cannot read what our user can read (without a network it has few to tell), or, run as root, a limit on the
-number of its processes (only their end).
+Without them no program is run: OSError, unless Limits.namespaces allows it. docs/grading.md says what holds then.
 
 With a `Check` the verdict is formed in another process, which calls the program's function and gets plain data back:
 the program cannot forge it, but where there are no namespaces a hostile one may still find a way. Without a `Check` a
@@ -25,17 +19,14 @@ import dataclasses
 import enum
 import json
 import os
-import selectors
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 _SANDBOX = str(Path(__file__).with_name("sandbox.py"))
-_STATUS_BYTES = 65_536
 
 
 class Outcome(enum.Enum):
@@ -59,7 +50,6 @@ class Limits:
     memory_bytes: int = 1 << 30
     file_bytes: int = 16 << 20  # of each file, and of its directory where that is in memory
     processes: int = 16
-    output_bytes: int = 65_536  # standard output and error together; what comes after is read and dropped
     namespaces: bool | None = True
 
 
@@ -72,10 +62,9 @@ class Check(NamedTuple):
 
 
 class Result(NamedTuple):
-    """`output`: the start of what it printed; `detail`: the exception or signal; `isolation`: see the module."""
+    """`detail`: the exception or signal; `isolation`: see the module."""
 
     outcome: Outcome
-    output: str
     detail: str
     isolation: tuple[str, ...]
 
@@ -99,97 +88,64 @@ def run_program(program: str, limits: Limits | None = None, check: Check | None 
             file.write(json.dumps(check._asdict()).encode())
             file.seek(0)
             tests = file.fileno()
-        status, status_end = os.pipe()
-        stack.callback(os.close, status)
-        try:
-            entry_point = check.entry_point if check else ""
-            ours = {"status": status_end, "check": tests, "entry_point": entry_point}
-            settings = json.dumps({**dataclasses.asdict(limits), **ours})
-            process = subprocess.Popen(
+        ours = {"check": tests, "entry_point": check.entry_point if check else ""}
+        settings = json.dumps({**dataclasses.asdict(limits), **ours})
+        process = stack.enter_context(
+            subprocess.Popen(
                 [sys.executable, "-I", "-S", "-u", "-X", "utf8", _SANDBOX, settings],
                 cwd=folder,
                 stdin=source,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(status_end,) if check is None else (status_end, tests),
+                stderr=subprocess.PIPE,
+                pass_fds=() if check is None else (tests,),
                 start_new_session=True,
                 env={k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"},
             )
-        finally:
-            os.close(status_end)
-        assert process.stdout is not None
-        stack.callback(process.stdout.close)
-        said: list[str] = []
+        )
+        status = errors = b""
         try:
-            said, output, in_time = _listen(process.stdout.fileno(), status, limits)
+            status, errors = process.communicate(timeout=limits.seconds)
+        except subprocess.TimeoutExpired as late:
+            status, errors = late.output or b"", late.stderr or b""
         finally:
-            _kill_child(said)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # before wait(): until then the number is nobody else's
-            process.wait()
-    return _judge(said, output.decode("utf-8", "replace"), in_time)
+            # Its words by name. Only "\n" ends a line: the program may have written the others.
+            said = dict(line.partition(" ")[::2] for line in status.decode("utf-8", "replace").split("\n"))
+            if "ended" not in said:
+                _kill(process.pid, said)
+        in_time = process.returncode is not None
+    return _judge(said, errors.decode("utf-8", "replace"), in_time)
 
 
-def _kill_child(said: list[str]) -> None:
-    """The program by its own number, and with it its namespace: it may have left the group and its parent's fate."""
-    by_name = dict(line.partition(" ")[::2] for line in said)
-    if by_name.get("child", "").isdigit() and "ended" not in by_name:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(by_name["child"]), signal.SIGKILL)
+def _kill(sandbox: int, said: dict[str, str]) -> None:
+    """The program by its own number, and with it its namespace, for it may have left the group; then the group."""
+    with contextlib.suppress(ProcessLookupError):
+        if "child" in said:
+            os.kill(int(said["child"]), signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(sandbox, signal.SIGKILL)
 
 
-def _listen(stdout: int, status: int, limits: Limits) -> tuple[list[str], bytes, bool]:
-    """(status lines, output, whether the program came to an end by itself before the deadline)."""
-    deadline = time.monotonic() + limits.seconds
-    said, output = b"", b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(stdout, selectors.EVENT_READ)
-        selector.register(status, selectors.EVENT_READ)
-        while (left := deadline - time.monotonic()) > 0:
-            for ready, _ in selector.select(left):
-                data = os.read(ready.fd, 65_536)
-                if not data:
-                    selector.unregister(ready.fd)
-                elif ready.fd == stdout:
-                    output += data[: limits.output_bytes - len(output)]
-                elif len(said) < _STATUS_BYTES:
-                    said += data
-            if b"\nended " in said or status not in selector.get_map():
-                while len(output) < limits.output_bytes and _readable(stdout) and (data := os.read(stdout, 65_536)):
-                    output += data[: limits.output_bytes - len(output)]
-                return said.decode("utf-8", "replace").splitlines(), output, True
-    return said.decode("utf-8", "replace").splitlines(), output, False
-
-
-def _readable(fd: int) -> bool:
-    with selectors.DefaultSelector() as selector:
-        selector.register(fd, selectors.EVENT_READ)
-        return bool(selector.select(0))
-
-
-def _judge(said: list[str], output: str, in_time: bool) -> Result:
-    words = [line.partition(" ") for line in said]
-    by_name = {name: value for name, _, value in words}
-    if "refused" in by_name:
-        raise OSError(f"this machine keeps {by_name['refused']} from a program, not network, processes and files")
-    if "ready" not in by_name:
-        why = output[-500:].strip() or ("it said nothing" if in_time else "there was no time")
+def _judge(said: dict[str, str], errors: str, in_time: bool) -> Result:
+    if "refused" in said:
+        raise OSError(f"this machine keeps {said['refused']} from a program, not network, processes and files")
+    if "ready" not in said:
+        why = errors[-500:].strip() or ("it said nothing" if in_time else "there was no time")
         raise OSError(f"the child process for a program could not be set up: {why}")
-    isolation = tuple(by_name["ready"].split())
-    if "unreadable" in by_name:
-        raise OSError(f"the tests of a program cannot be read: {by_name['unreadable']}")
-    if "passed" in by_name:
-        return Result(Outcome.PASSED, output, "", isolation)
-    if "memory" in by_name:
-        return Result(Outcome.CRASHED, output, "MemoryError", isolation)
-    if "failed" in by_name:
-        return Result(Outcome.FAILED, output, by_name["failed"], isolation)
+    isolation = tuple(said["ready"].split())
+    if "unreadable" in said:
+        raise OSError(f"the tests of a program cannot be read: {said['unreadable']}")
+    if "passed" in said:
+        return Result(Outcome.PASSED, "", isolation)
+    if "memory" in said:
+        return Result(Outcome.CRASHED, "MemoryError", isolation)
+    if "failed" in said:
+        return Result(Outcome.FAILED, said["failed"], isolation)
     if not in_time:
-        return Result(Outcome.TIMEOUT, output, "", isolation)
-    code = by_name.get("ended", "")
+        return Result(Outcome.TIMEOUT, "", isolation)
+    code = said.get("ended", "")
     if code.startswith("-"):
-        return Result(Outcome.CRASHED, output, f"signal {code[1:]}", isolation)
-    return Result(Outcome.FAILED, output, f"left before its end with exit code {code}", isolation)
+        return Result(Outcome.CRASHED, f"signal {code[1:]}", isolation)
+    return Result(Outcome.FAILED, f"left before its end with exit code {code}", isolation)
 
 
 def isolation() -> tuple[str, ...]:

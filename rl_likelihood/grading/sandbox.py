@@ -1,7 +1,8 @@
 """The child that `run_code` starts, by its path: sets limits, leaves the network and the file system, runs the program.
 
 Not for importing: it imports nothing of ours, since it runs as `python -I -S -u sandbox.py SETTINGS`, the
-settings as JSON, with the program's text as standard input and pipes or files as descriptors `status` and `check`.
+settings as JSON, with the program's text as standard input and a file as descriptor `check`. Standard output takes
+status lines, standard error what goes wrong before the program runs; what the program writes to either is dropped.
 
 The program runs in a child of this process. The tests run in this one, which the child can neither read nor signal
 where namespaces are in force; they call the program's function over two pipes, arguments and values as plain data.
@@ -215,7 +216,7 @@ def judge(check, calls, lines):
 
     kind, words = hear()
     if kind != "reached":
-        return "memory" if kind == "memory" else f"failed {' '.join(map(str, words))}"
+        return "memory" if kind == "memory" else f"failed {' '.join(map(str, words))}"[:1000]
     if not check:
         return "passed"
     world = {"__name__": "tests"}
@@ -242,11 +243,12 @@ def judge(check, calls, lines):
 
 def main():
     settings = json.loads(sys.argv[1])
-    status = settings["status"]
+    status = os.dup(1)
     say = lambda line: os.write(status, (line.replace("\n", " ") + "\n").encode("utf-8", "replace"))
     program = sys.stdin.buffer.read().decode("utf-8", "surrogatepass")
-    nothing = os.open(os.devnull, os.O_RDONLY)
+    nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
     in_force, folder = [], os.path.realpath(os.getcwd())
     libc = ctypes.CDLL(None, use_errno=True)
     if sys.platform == "linux":
@@ -262,7 +264,7 @@ def main():
     replies, back = os.pipe()
     child = os.fork()  # process 1 of the new namespace: with it ends everything in there
     if child == 0:
-        for fd in {status, settings["check"], calls, replies, nothing} - {-1}:
+        for fd in {status, settings["check"], calls, replies} - {-1}:
             os.close(fd)
         if sys.platform == "linux":
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -270,6 +272,8 @@ def main():
             libc.capset(struct.pack("Ii", CAPABILITY_VERSION_3, 0), bytes(24))  # what the namespace gave
             libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
         limit(settings)
+        os.dup2(nothing, 2)
+        os.close(nothing)
         del libc
         os.write(back, b"\n")
         run(program, settings["entry_point"], theirs, back, None if "files" in in_force else folder)
@@ -285,15 +289,13 @@ def main():
                 check = json.load(file)
         with open(replies, "rb") as lines:
             say(judge(check, calls, lines))
-    except Gone:
-        pass
-    else:
         os.kill(child, signal.SIGKILL)
         say("ended 0")
-        return
-    os.close(calls)
-    _, code = os.waitpid(child, 0)
-    say(f"ended {os.waitstatus_to_exitcode(code)}")
+    except Gone:
+        os.close(calls)
+        _, code = os.waitpid(child, 0)
+        say(f"ended {os.waitstatus_to_exitcode(code)}")
+    os.killpg(0, signal.SIGKILL)  # this process too, and what the program left in its group
 
 
 if __name__ == "__main__":

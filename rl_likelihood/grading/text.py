@@ -58,25 +58,11 @@ def _unwrapped(text: str) -> str:
     return text.replace(r"\$", "$").replace(r"\%", "%").removesuffix(".").rstrip("$ ")
 
 
-def has_percent(text: str) -> bool:
-    """Is there a per cent sign in the answer itself?"""
-    return "%" in in_box(text)
-
-
-def same_value(goal: Fraction, given: Fraction, goal_percent: bool, given_percent: bool) -> bool:
-    """Equality of numbers without their per cent signs: of 50% with 50%, with 50 and with 0.5; never of 50 with 0.5.
-
-    The data sets write a share either way, and mean the same by it.
-    """
-    if goal == given or goal_percent == given_percent:
-        return goal == given
-    return goal / 100 == given if goal_percent else goal == given / 100
-
-
 def numeric_match(reference: str, answer: str | None) -> bool:
     r"""Equal as exact rationals; as text (`exact_match`) where the reference is not a number.
 
-    Box, dollars and a leading "=" are dropped (`parse_number`); 50% is 50 as well as 0.5 (`same_value`).
+    Box, dollars and a leading "=" are dropped (`parse_number`); 50% is 50 as well as 0.5, for the data sets write a
+    share either way. But 50 is never 0.5.
     """
     if answer is None:
         return False
@@ -86,9 +72,10 @@ def numeric_match(reference: str, answer: str | None) -> bool:
     number = parse_number(answer)
     if number is None:
         return False
-    signs = has_percent(reference), has_percent(answer)
-    value, number = (100 * x if sign else x for x, sign in zip((value, number), signs, strict=True))
-    return same_value(value, number, *signs)
+    goal_percent, percent = ("%" in in_box(text) for text in (reference, answer))
+    if goal_percent == percent:
+        return number == value
+    return number in ((value, 100 * value) if goal_percent else (value, value / 100))
 
 
 _SPACE = re.compile(r"\s*")

@@ -90,6 +90,10 @@ _FRENCH = re.compile(
     rf"(?P<opening>(?<![\w)}}\]])\]|(?<=\\left)\s*\]|{_OUTER})(?P<inside>[^\[\],;()]*[^\[\],;()\s]\s*[,;][^\[\],;()]*)"
     rf"(?P<closing>\]|{_OUTER})"
 )
+# Names of functions and constants inside a run of letters, and single letters.
+_SPLIT = re.compile("|".join(sorted(_PLAIN, key=len, reverse=True)) + "|[A-Za-z]")
+# After a unit: a power or none, then the end, a word, or a sign that begins no argument.
+_NO_ARGUMENT = re.compile(r"(?:\^ (?:\{ )?-? ?[0-9]+(?: \})? ?)?(?:$|word|[]),;}/*%]|and|or)")
 _COLOURS = "black|blue|brown|cyan|gray|green|lime|magenta|olive|orange|pink|purple|red|teal|violet|yellow"
 
 _SCANNER = re.compile(
@@ -277,10 +281,6 @@ def _letters(text: str, upright: bool) -> list[Token]:
     return words(text)
 
 
-# Names of functions and constants inside a run of letters, and single letters.
-_SPLIT = re.compile("|".join(sorted(_PLAIN, key=len, reverse=True)) + "|[A-Za-z]")
-
-
 def _word(m: re.Match[str], before: list[Token], spaced: bool, letters: bool) -> list[Token]:
     """A run of letters: a function or constant, a conjunction, a unit, a word, or a product of single symbols."""
     run, text = m["run"], m.string
@@ -318,10 +318,6 @@ def _word(m: re.Match[str], before: list[Token], spaced: bool, letters: bool) ->
 
 def _piece(piece: str) -> Token:
     return Token("command", _PLAIN[piece]) if piece in _PLAIN else Token("name", piece)
-
-
-# After a unit: a power or none, then the end, a word, or a sign that begins no argument.
-_NO_ARGUMENT = re.compile(r"(?:\^ (?:\{ )?-? ?[0-9]+(?: \})? ?)?(?:$|word|[]),;}/*%]|and|or)")
 
 
 class Cursor:

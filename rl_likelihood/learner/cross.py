@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rl_likelihood.learner.rows import StepConfig, row_stats
-from rl_likelihood.model.decoder import ModelConfig, Params
+from rl_likelihood.model.architecture import ModelConfig, Params
 from rl_likelihood.shapes import PAD, REFERENCE, SAMPLED, Batch
 
 

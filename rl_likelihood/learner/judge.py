@@ -8,15 +8,15 @@ gradient and become entries of `batch.host_rewards`. `make_judge` computes them 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rl_likelihood.learner.micro_batches import split, unstacked, whole
-from rl_likelihood.model.decoder import Completions, ModelConfig, Params, forward, head_matrix
+from rl_likelihood.learner.micro_batches import in_parts
+from rl_likelihood.model.architecture import ModelConfig, Params, head_matrix
+from rl_likelihood.model.decoder import Completions, forward
 from rl_likelihood.shapes import CHAIN, PAD, AnyArray, Batch, Judged
 
 
@@ -99,24 +99,19 @@ def scores(params: JudgeParams, judge: Judge, judged: Judged) -> Float[Array, "P
     return value(params.model, judge.model, params.head, judged) / judge.spread
 
 
-def in_parts(run: Callable[[Params, Any], Any], model: ModelConfig, params: Params, rows: Any, size: int) -> Any:
-    """`run(params, rows)`, computed for `size` prompts at a time."""
-    if size >= rows.prompt.shape[0]:
-        return run(params, rows)
-    layers = unstacked(model, params)[0]
-    return whole(jax.lax.map(lambda part: run(layers, part), split(rows, size)))
-
-
 def scores_in_parts(params: JudgeParams, judge: Judge, judged: Judged, size: int) -> Float[Array, "P Q"]:
     """`scores`, computed for `size` prompts at a time."""
     run = lambda model, part: scores(params._replace(model=model), judge, part)
     return in_parts(run, judge.model, params.model, judged, size)
 
 
-def judge_batch(params: JudgeParams, judge: Judge, batch: Batch, size: int) -> Batch:
-    """The batch with the judge's numbers as a host reward, without the judge's inputs."""
+def judge_batch(params: JudgeParams, judge: Judge, batch: Batch, size: int) -> tuple[Batch, Int[Array, ""]]:
+    """(the batch with the judge's numbers as a host reward, without the judge's inputs; how many rows have none). A row
+    whose number is not finite is dropped."""
     numbers = jax.lax.stop_gradient(scores_in_parts(params, judge, batch.judged, size))
-    return batch.replace(host_rewards={**batch.host_rewards, judge.name: numbers}, judged=None)
+    ok = jnp.isfinite(numbers)
+    rewards = {**batch.host_rewards, judge.name: jnp.where(ok, numbers, 0.0)}
+    return batch.replace(host_rewards=rewards, keep=batch.keep & ok, judged=None), (~ok).sum()
 
 
 def make_judge(judge: Judge):

@@ -8,7 +8,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from rl_likelihood.learner import surrogate
-from rl_likelihood.learner.rows import Forward, StepConfig, packed_rows, policy_masks
+from rl_likelihood.learner.observation import Forward
+from rl_likelihood.learner.rows import StepConfig, packed_rows, policy_masks
 from rl_likelihood.rewards import intrinsic, likelihood, shaping
 from rl_likelihood.shapes import CHAIN, AnyArray, Batch
 
@@ -22,7 +23,7 @@ Values = dict[str, ArrayLike]
 def of_rows(forward: Forward, batch: Batch, cfg: StepConfig) -> tuple[Values, Values]:
     """(sums and maxima over all rows, values of each row [P, G, ...] or prompt [P])."""
     rows, observation = jax.lax.stop_gradient((forward.rows, forward.observation))
-    stats, mask = rows.stats, observation.sampled.mask
+    stats, mask = rows.stats, observation.policy.mask
     _, keep = policy_masks(batch.replace(counted=None), cfg)  # logs show filtered groups too
     keep = keep if batch.critic is None else keep & ~batch.critic[:, None]
     ratio = surrogate.importance(stats.log_prob, batch.sampler_logp, mask, "token")
@@ -33,10 +34,10 @@ def of_rows(forward: Forward, batch: Batch, cfg: StepConfig) -> tuple[Values, Va
         "answer_logp": stats.log_prob,
         # Logged without reward.floor, which belongs to the trained reward alone.
         **{f"reward/{name}": score(stats.log_prob, batch.scored) for name, score in likelihood.SCORES.items()},
-        **{f"reward/{name}": intrinsic.INTRINSIC[name](observation.sampled) for name in ALWAYS},
+        **{f"reward/{name}": intrinsic.INTRINSIC[name](observation.policy) for name in ALWAYS},
     }
     if batch.no_chain is not None:
-        per_row["no_chain_log_prob"] = forward.no_chain_log_prob
+        per_row["no_chain_log_prob"] = likelihood.log_prob(rows.no_chain_logp, batch.no_chain.scored)[:, 0]
         per_row["no_chain_answer_logp"] = rows.no_chain_logp[:, 0]
     sums = {
         "sum/jepo": likelihood.jepo(stats.log_prob, batch.scored, keep).sum(),

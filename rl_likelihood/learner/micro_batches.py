@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from rl_likelihood.mesh import by_prompt
-from rl_likelihood.model.decoder import ModelConfig, Params, unstack_layers
+from rl_likelihood.model.architecture import ModelConfig, Params
+from rl_likelihood.model.decoder import stack_layers, unstack_layers
 from rl_likelihood.shapes import Batch
 
 MaybeParams = TypeVar("MaybeParams", bound=Params | None)
@@ -31,6 +33,28 @@ def split(batch, size: int):
 def whole(parts):
     """The inverse of `split`."""
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
+
+
+def in_parts(run: Callable[[Params, Any], Any], model: ModelConfig, params: Params, rows: Any, size: int) -> Any:
+    """`run(params, rows)`, computed for `size` prompts at a time."""
+    if size >= rows.prompt.shape[0]:
+        return run(params, rows)
+    layers = unstacked(model, params)[0]
+    return whole(jax.lax.map(lambda part: run(layers, part), split(rows, size)))
+
+
+def accumulate(micro_batch: Callable, model: ModelConfig, trained: tuple, parts: Any) -> tuple[tuple, Any]:
+    """(the sum of the gradients of micro-batches, their other results [k, ...]). `micro_batch(trained, part)` gives
+    both. `trained`: the model's parameters, then others, such as a value head.
+    """
+    layers = (*unstacked(model, trained[0]), *trained[1:])
+
+    def body(total, part):
+        grads, out = micro_batch(layers, part)
+        return jax.tree.map(jnp.add, total, grads), out
+
+    (grads, *others), outs = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, layers), parts)
+    return (grads if model.scan_layers else stack_layers(grads), *others), outs
 
 
 def ordered(batch: Batch) -> Batch:

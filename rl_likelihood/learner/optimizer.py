@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from optax.contrib import MuonDimensionNumbers, muon
 
 from rl_likelihood.fields import field
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.mesh import replicated
+from rl_likelihood.model.architecture import Params, abstract, shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,3 +144,20 @@ def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
     """The optimizer of the config, after clipping by global norm."""
     clip = clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
     return optax.chain(clip, OPTIMIZERS[cfg.name](cfg, schedule(cfg)))
+
+
+def moment_shardings(mesh: Mesh, optimizer: optax.GradientTransformation, specs: dict[str, Any]):
+    """Shardings of the optimizer's state for parameters with these specs: each moment as its parameter, everything else
+    replicated."""
+    everywhere, shapes, placed = replicated(mesh), abstract(specs), jax.tree.leaves(shardings(specs, mesh))
+    by_path = {path: (x.shape, at) for (path, x), at in zip(jax.tree.leaves_with_path(shapes), placed, strict=True)}
+
+    def moment(path, x):
+        """The sharding of the parameter whose path is the end of `path`, if the shapes agree; else replicated."""
+        for start in range(len(path)):
+            shape, at = by_path.get(path[start:], (None, everywhere))
+            if shape == x.shape:
+                return at
+        return everywhere
+
+    return jax.tree.map_with_path(moment, jax.eval_shape(optimizer.init, shapes))

@@ -17,14 +17,11 @@ from jaxtyping import Array
 from rl_likelihood.fields import field
 from rl_likelihood.learner import preference
 from rl_likelihood.learner.judge import ValueHead, value
-from rl_likelihood.learner.micro_batches import split, unstacked
-from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer, schedule
-from rl_likelihood.learner.rows import StepConfig
-from rl_likelihood.learner.step import jitted, state_shardings
-from rl_likelihood.mesh import by_prompt, replicated
-from rl_likelihood.model.architecture import ModelConfig, Params, abstract, param_specs
-from rl_likelihood.model.decoder import stack_layers
-from rl_likelihood.rewards.shaping import init_filter
+from rl_likelihood.learner.micro_batches import accumulate, split
+from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer, moment_shardings, schedule
+from rl_likelihood.mesh import by_prompt, jitted, replicated
+from rl_likelihood.model.architecture import ModelConfig, Params, abstract, param_specs, shardings
+from rl_likelihood.rewards.group_filter import init_filter
 from rl_likelihood.shapes import Compared, TrainState
 
 
@@ -68,19 +65,20 @@ Trainable = tuple[Params, ValueHead]
 Loss = Callable[[Trainable, Compared], tuple[Array, dict[str, Array]]]
 
 
-def init_state(params: Params, width: int, optimizers: Optimizers) -> TrainState:
+def init_state(params: Params, optimizers: Optimizers) -> TrainState:
     """The state at step 0. The head is zero, so every score is 0."""
-    head = ValueHead(jnp.zeros(width, jnp.float32), jnp.float32(0))
+    head = ValueHead(jnp.zeros(params["embed"].shape[1], jnp.float32), jnp.float32(0))
     trained = Trained(head, optimizers.decoder.init(params), optimizers.head.init(head))
     return TrainState(step=jnp.int32(0), params=params, opt_state=trained, filter=init_filter())
 
 
-def shardings(mesh: Mesh, model: ModelConfig, optimizers: Optimizers, state: Any) -> TrainState:
-    """Shardings of the state: the decoder as in the policy's step, the head replicated. `state`: its shapes."""
-    of_decoder = state_shardings(mesh, model, optimizers.decoder, StepConfig())
-    everywhere = lambda tree: jax.tree.map(lambda _: replicated(mesh), tree)
-    trained = Trained(everywhere(state.opt_state.head), of_decoder.opt_state, everywhere(state.opt_state.of_head))
-    return of_decoder.replace(opt_state=trained)
+def state_shardings(mesh: Mesh, model: ModelConfig, optimizers: Optimizers) -> TrainState:
+    """Shardings of the state: the decoder as in the policy's step, everything else replicated."""
+    specs = param_specs(model)
+    state = jax.eval_shape(lambda p: init_state(p, optimizers), abstract(specs))
+    at = jax.tree.map(lambda _: replicated(mesh), state)
+    trained = at.opt_state.replace(of_decoder=moment_shardings(mesh, optimizers.decoder, specs))
+    return at.replace(params=shardings(specs, mesh), opt_state=trained)
 
 
 def preference_loss(model: ModelConfig, cfg: PreferenceConfig, trainable: Trainable, batch: Compared):
@@ -119,16 +117,7 @@ def gradients(trainable: Trainable, model: ModelConfig, loss: Loss, batch: Compa
     p = batch.present.shape[0]
     if not size or size >= p:
         return micro_batch(trainable, batch)
-    layers = (unstacked(model, trainable[0])[0], trainable[1])
-
-    def body(total, part):
-        grads, sums = micro_batch(layers, part)
-        return jax.tree.map(jnp.add, total, grads), sums
-
-    zero = jax.tree.map(jnp.zeros_like, layers)
-    grads, sums = jax.lax.scan(body, zero, split(batch, size))
-    if not model.scan_layers:
-        grads = (stack_layers(grads[0]), grads[1])
+    grads, sums = accumulate(micro_batch, model, trainable, split(batch, size))
     return grads, jax.tree.map(lambda x: x.sum(0), sums)
 
 
@@ -179,7 +168,5 @@ def make_reward_step(
         state, (out,) = update(state, model, loss, optimizers, [(batch, 1.0)], size)
         return state, out
 
-    state = jax.eval_shape(lambda p: init_state(p, model.width, optimizers), abstract(param_specs(model)))
-    return jitted(
-        step, mesh, model, (shardings(mesh, model, optimizers, state), by_prompt(mesh, batch)), replicated_outputs=1
-    )
+    arguments_at = state_shardings(mesh, model, optimizers), by_prompt(mesh, batch)
+    return jitted(step, mesh, model.scratch_kib, arguments_at, replicated_outputs=1)

@@ -7,26 +7,23 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from rl_likelihood.fields import field
 from rl_likelihood.learner.optimizer import OptimizerConfig
-from rl_likelihood.learner.posterior import Chains, PosteriorConfig
+from rl_likelihood.learner.posterior import PosteriorConfig
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import split_tokens
+from rl_likelihood.model.architecture import ModelConfig, Params, head_matrix
 from rl_likelihood.model.attention import predecessor, row_multiple
-from rl_likelihood.model.decoder import Completions, ModelConfig, Params, forward, head_matrix
+from rl_likelihood.model.decoder import Completions, forward
 from rl_likelihood.model.head import TokenStats, token_stats
 from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.model.pool import Layout, layout
-from rl_likelihood.rewards import likelihood
 from rl_likelihood.rewards.adversarial import Kind
-from rl_likelihood.rewards.intrinsic import SampledStats
-from rl_likelihood.rewards.reward import Observation, RewardConfig
-from rl_likelihood.rewards.shaping import FilterConfig
-from rl_likelihood.rewards.weighted import answers_first
-from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG, AnyArray, Batch
+from rl_likelihood.rewards.group_filter import FilterConfig
+from rl_likelihood.rewards.reward import RewardConfig
+from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, AnyArray, Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +87,7 @@ class StepConfig:
     @property
     def with_reference(self) -> bool:
         """Whether the step reads the initial model: for the KL term, or for a reward."""
-        return (self.loss.kl != "none" and not self.moving_reference) or self.scored_by_initial
+        return (self.loss.kl != "none" and not self.moving_reference) or self.needs("initial")
 
     @property
     def with_frozen(self) -> bool:
@@ -102,20 +99,9 @@ class StepConfig:
         """Whether the reference of the KL term follows the policy. It is then part of the training state."""
         return self.loss.kl != "none" and self.loss.reference_every > 0
 
-    @property
-    def scored_by_initial(self) -> bool:
-        """Whether a reward needs the initial model's score of the answer."""
-        return any(t.reward.initial for t in self.reward.terms)
-
-    @property
-    def reads_cross(self) -> bool:
-        """Whether a reward needs the score of every sampled answer after every chain of its group."""
-        return any(t.reward.cross for t in self.reward.terms)
-
-    @property
-    def with_proxy(self) -> bool:
-        """Whether a reward needs NOVER's proxy model."""
-        return any(t.reward.proxy for t in self.reward.terms)
+    def needs(self, what: str) -> bool:
+        """Whether a reward needs this, one of `Reward.needs`."""
+        return any(what in t.reward.needs for t in self.reward.terms)
 
 
 class RowStats(NamedTuple):
@@ -126,9 +112,7 @@ class RowStats(NamedTuple):
     """
 
     stats: TokenStats
-    chain: Bool[AnyArray, "P G T"]
     sampled: Bool[AnyArray, "P G T"]
-    scored: Bool[AnyArray, "P G T"]
     no_chain_logp: Float[Array, "P 1 W"] | None = None
     alternatives_logp: Float[Array, "P G B"] | None = None
 
@@ -202,7 +186,7 @@ def row_stats(
     if no_chain is not None:  # without a gradient, so that the backward pass skips these rows in every layer
         states, head = jax.lax.stop_gradient((predicting(hidden.no_chain, no_chain.segment), head_matrix(params)))
         no_chain_logp = token_stats(states, head, no_chain.completion, cfg.head_chunk).log_prob
-    return RowStats(stats, batch.segment == CHAIN, sampled, batch.scored, no_chain_logp, alternatives_logp)
+    return RowStats(stats, sampled, no_chain_logp, alternatives_logp)
 
 
 def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[AnyArray, "P G T"], Bool[AnyArray, "P G"]]:
@@ -214,79 +198,3 @@ def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[AnyArray, "P G T"]
     if batch.counted is not None:
         keep = keep & batch.counted[:, None]
     return tokens, keep
-
-
-def floored(logp: Float[Array, "P G T"], batch: Batch, cfg: StepConfig) -> Float[Array, "P G T"]:
-    """Log-probs (nats) for the reward: the model's, but reward.floor after a truncated chain.
-
-    The floor is per token. So for every reward and answer length, a truncated chain earns less than any chain after
-    which each answer token has a log-prob above the floor.
-    """
-    if cfg.reward.truncated == "floor":
-        logp = jnp.where(batch.truncated[..., None], cfg.reward.floor, logp)
-    return logp
-
-
-class Forward(NamedTuple):
-    """The results of one forward: the rows, the inputs of rewards, the log-prob of each prompt's answer without a
-    chain, and, with a posterior prompt, the chains' log-probs after both prompts."""
-
-    rows: RowStats
-    observation: Observation
-    no_chain_log_prob: Float[Array, "P"] | None
-    chains: Chains | None = None
-
-
-def observe(
-    params: Params,
-    proxy: Params | None,
-    model: ModelConfig,
-    batch: Batch,
-    cfg: StepConfig,
-    probe: Float[AnyArray, "*N D"] | float = 0.0,
-) -> Forward:
-    """One forward, and the inputs of every reward."""
-    rows = row_stats(params, model, batch, cfg, probe)
-    no_chain, baseline, no_chain_logp = None, batch.baseline, batch.baseline_logp
-    if batch.no_chain is not None:
-        answer = rows.no_chain_logp, batch.no_chain.scored
-        no_chain = likelihood.log_prob(*answer)[:, 0]
-        if cfg.reward.baseline == "live":
-            baseline = likelihood.avg_prob(*answer)[:, 0]
-            if cfg.reward.reads_no_chain:
-                no_chain_logp = answers_first(*answer)[0][:, 0]
-    mask, keep = policy_masks(batch, cfg)
-    proxy_nll = None
-    if cfg.with_proxy:
-        by_proxy = row_stats(proxy, model, batch.rows_alone, cfg)
-        proxy_nll = -likelihood.avg_log_prob(jax.lax.stop_gradient(by_proxy.stats.log_prob), batch.scored)
-    stats, alternatives_logp = rows.stats, rows.alternatives_logp
-    observation = Observation(
-        logp=floored(stats.log_prob, batch, cfg),
-        scored=batch.scored,
-        keep=keep,
-        truncated=batch.truncated,
-        sampled=SampledStats(stats.log_prob, stats.entropy, stats.self_certainty, mask, model.vocab_size),
-        chain_tokens=((batch.segment == CHAIN) | (batch.segment == TAG)).sum(-1).astype(jnp.float32),
-        host_rewards=batch.host_rewards,
-        baseline=None if cfg.reward.baseline == "none" else baseline,
-        proxy_nll=proxy_nll,
-        no_chain_logp=no_chain_logp,
-        alternatives=batch.alternatives,
-        alternatives_logp=None if alternatives_logp is None else floored(alternatives_logp, batch, cfg),
-    )
-    chains = None if batch.shown is None else _chains(params, model, batch, cfg, observation)
-    return Forward(rows, observation, no_chain, chains)
-
-
-def _chains(params: Params, model: ModelConfig, batch: Batch, cfg: StepConfig, observation: Observation) -> Chains:
-    """The chains' log-probs after both prompts. Those after the posterior prompt have a gradient only if
-    posterior.target is above 0."""
-    shown_batch = batch.rows_alone.replace(prompt=batch.shown.tokens, prompt_length=batch.shown.length, common=0)
-    shown_stats = row_stats(
-        params if cfg.posterior.target else jax.lax.stop_gradient(params), model, shown_batch, cfg
-    ).stats
-    group = batch.completion.shape[1]
-    from_shown = np.arange(group) >= group - cfg.posterior.rows(group)
-    sampled = observation.sampled
-    return Chains(sampled.log_prob, shown_stats.log_prob, sampled.mask, observation.keep, from_shown)

@@ -14,24 +14,22 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from rl_likelihood.learner import measures, posterior, surrogate
-from rl_likelihood.learner.cross import cross_log_probs
+from rl_likelihood.learner import measures, posterior, reward_step, surrogate
+from rl_likelihood.learner.adversarial import optimizers_of, update_critic
 from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, judge_batch
-from rl_likelihood.learner.micro_batches import as_given, ordered, split, unstacked, whole
-from rl_likelihood.learner.rows import Forward, RowStats, StepConfig, floored, observe, policy_masks, row_stats
+from rl_likelihood.learner.micro_batches import accumulate, as_given, in_parts, ordered, split, unstacked, whole
+from rl_likelihood.learner.observation import Forward, Models, observe
+from rl_likelihood.learner.optimizer import moment_shardings
+from rl_likelihood.learner.rows import RowStats, StepConfig, policy_masks, row_stats
 from rl_likelihood.learner.surrogate import Counts, by_weight
-from rl_likelihood.mesh import by_prompt, compiler_options, on_cpu, replicated, row_shards
-from rl_likelihood.model.architecture import ModelConfig, Params, Spec, abstract, param_specs, shardings
-from rl_likelihood.model.decoder import stack_layers
+from rl_likelihood.mesh import by_prompt, jitted, on_cpu, replicated, row_shards
+from rl_likelihood.model.architecture import ModelConfig, Params, Spec, param_specs, shardings
 from rl_likelihood.model.lora import LoraConfig, as_base, base_specs, effective, trained_specs
-from rl_likelihood.rewards import likelihood, mixture, shaping, weighted
-from rl_likelihood.shapes import SAMPLED, TAG, Batch, TrainState
+from rl_likelihood.rewards import group_filter, likelihood, reward_sum, shaping, weighted
+from rl_likelihood.shapes import CHAIN, TAG, Batch, TrainState
 
 # Completion tokens per forward on a CPU. More tokens take memory and save no time (docs/benchmarks.md).
 ENOUGH = 1024
-
-# (reference, proxy), each None if nothing needs it; with LoRA also the base model of the adapters.
-Models = tuple[Params | None, Params | None] | tuple[Params | None, Params | None, Params]
 
 
 def _k1_in_reward(params_logp, ref_logp, mask, cfg: StepConfig) -> Float[Array, "P G"]:
@@ -41,39 +39,28 @@ def _k1_in_reward(params_logp, ref_logp, mask, cfg: StepConfig) -> Float[Array, 
 
 
 def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
-    """(the forward, the reference model's log-probs or None, the result of `mixture.objective`)."""
-    ref_params, proxy, *base = models
-    params = effective(base[0], params, cfg.lora) if base else params
-    forward = observe(params, proxy, model, batch, cfg, probe)
-    ref, reward_bonus = None, 0.0
-    if cfg.reads_cross:
-        observation = forward.observation._replace(
-            cross_logp=cross_log_probs(params, model, batch, cfg), answered=(batch.segment == SAMPLED).any(-1)
-        )
-        forward = forward._replace(observation=observation)
-    if ref_params is not None:
-        ref = jax.lax.stop_gradient(row_stats(ref_params, model, batch.rows_alone, cfg).stats.log_prob)
-        if cfg.scored_by_initial:
-            nll = -likelihood.avg_log_prob(floored(ref, batch, cfg), batch.scored)
-            forward = forward._replace(observation=forward.observation._replace(initial_nll=nll))
-        if cfg.loss.kl == "reward_k1":
-            reward_bonus = _k1_in_reward(forward.rows.stats.log_prob, ref, forward.observation.sampled.mask, cfg)
-    if forward.chains is not None and cfg.posterior.kl:
-        reward_bonus = -cfg.posterior.kl * jax.lax.stop_gradient(
-            posterior.kl_rows(forward.chains, cfg.posterior.target)
-        )
-    return forward, ref, mixture.objective(forward.observation, cfg.reward, reward_bonus)
+    """(the forward, the result of `reward_sum.objective`)."""
+    params = effective(models[2], params, cfg.lora) if len(models) == 3 else params
+    forward = observe(params, models, model, batch, cfg, probe)
+    chains, ref, reward_bonus = forward.chains, forward.reference_logp, 0.0
+    if cfg.loss.kl == "reward_k1":
+        reward_bonus = _k1_in_reward(forward.rows.stats.log_prob, ref, forward.observation.policy.mask, cfg)
+    if chains is not None and cfg.posterior.kl:
+        reward_bonus = -cfg.posterior.kl * jax.lax.stop_gradient(posterior.kl_rows(chains, cfg.posterior.target))
+    return forward, reward_sum.objective(forward.observation, cfg.reward, reward_bonus)
 
 
 def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig, counts: Counts):
     """(loss of one micro-batch, (sums for metrics, values of each row)). `differentiated`: the parameters and the probe
     of `row_stats`."""
     loss = cfg.loss
-    forward, ref, (f, reward, terms) = _rewards(*differentiated, models, batch, model, cfg)
-    rows, keep = forward.rows, forward.observation.keep
-    mask = forward.observation.sampled.mask
+    forward, (f, reward, terms) = _rewards(*differentiated, models, batch, model, cfg)
+    rows, keep, ref = forward.rows, forward.observation.keep, forward.reference_logp
+    mask = forward.observation.policy.mask
     mixed = forward.chains is not None and cfg.posterior.share > 0
-    advantages, policy, answer = (_mixture_terms if mixed else _terms)(forward, f, reward, batch, cfg, counts)
+    advantages, policy, answer = (_posterior_terms if mixed else _policy_and_answer)(
+        forward, f, reward, batch, cfg, counts
+    )
     kl = jnp.float32(0)
     if ref is not None and loss.kl != "none":
         kind = loss.kl if loss.kl in ("k1", "k2", "k3") else "k3"
@@ -87,7 +74,7 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
         total = total + loss.format_term * extra_sums["loss/format"]
 
     per_row = {"reward": reward, **advantages, **{f"reward/{k}": v for k, v in terms.items()}}
-    weights = mixture.token_weights(forward.observation, cfg.reward)
+    weights = reward_sum.token_weights(forward.observation, cfg.reward)
     if weights is not None:
         per_row["answer_weights"] = weights
     if forward.chains is not None:
@@ -101,11 +88,11 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
     return total, (sums, per_row | measured)
 
 
-def _terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
+def _policy_and_answer(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
     """({"advantage": each row's [P, G]; with credit by turn also "turn_advantage": each message's [P, G, K]}, policy
     term, answer term). Both terms are losses, to be minimised."""
     loss, rows, keep = cfg.loss, forward.rows, forward.observation.keep
-    logp, mask = forward.observation.logp, forward.observation.sampled.mask
+    logp, mask = forward.observation.floored_logp, forward.observation.policy.mask
     difference = surrogate.leave_one_out(f, jax.lax.stop_gradient(logp), batch.scored, keep)
     advantage = surrogate.advantages(difference, keep, loss.advantage)
     advantages, token_advantage = {"advantage": advantage}, advantage
@@ -120,13 +107,13 @@ def _terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: C
     paid = by_weight(token_advantage, batch.weight)  # policy_loss is linear in it
     policy = surrogate.policy_loss(rows.stats.log_prob, batch.sampler_logp, paid, mask, keep, loss, counts)
     # Supervision of a given chain is the same objective with the chain among the scored tokens.
-    answer_mask = batch.scored | rows.chain if cfg.supervise_chain else batch.scored
+    answer_mask = batch.scored | (batch.segment == CHAIN) if cfg.supervise_chain else batch.scored
     return advantages, policy, -by_weight(f(logp, answer_mask, keep), batch.weight).sum() / counts.prompts
 
 
-def _mixture_terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
-    """`_terms` for groups with chains from both prompts. The policy term includes the gradient of posterior.kl."""
-    chains, p, logp = forward.chains, cfg.posterior, forward.observation.logp
+def _posterior_terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
+    """As `_policy_and_answer`, for groups with chains from both prompts. The policy term includes posterior.kl."""
+    chains, p, logp = forward.chains, cfg.posterior, forward.observation.floored_logp
     w = posterior.weights(chains, p)
     advantage = posterior.advantages(reward, w, chains)
     log_target = posterior.token_target(chains.plain, chains.shown, p.target)
@@ -154,8 +141,9 @@ def group_spreads(params: Params, models: Models, batch: Batch, model: ModelConf
     (params,), models = unstacked(model, params), unstacked(model, *models)
 
     def spread(batch):
-        forward, _, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
-        logp, keep, by_token = forward.observation.logp, forward.observation.keep, cfg.filter.mode == "token_spread"
+        forward, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
+        logp, keep = forward.observation.floored_logp, forward.observation.keep
+        by_token = cfg.filter.mode == "token_spread"
         return weighted.largest_spread(logp, batch.scored, keep) if by_token else shaping.group_std(reward, keep)
 
     return as_given(whole(jax.lax.map(spread, split(ordered(batch), prompts_per_forward(batch, cfg)))), batch)
@@ -167,8 +155,8 @@ def filtered(state: TrainState, models: Models, batch: Batch, model: ModelConfig
     if cfg.filter.mode == "none" or batch.counted is not None:
         return batch, state.filter
     std = group_spreads(state.params, models, batch, model, cfg)
-    counts = shaping.filter_groups(std, cfg.filter, state.filter, state.step)
-    return batch.replace(counted=counts), shaping.update(state.filter, state.step, std.mean(), cfg.filter)
+    counts = group_filter.filter_groups(std, cfg.filter, state.filter, state.step)
+    return batch.replace(counted=counts), group_filter.update(state.filter, state.step, std.mean(), cfg.filter)
 
 
 def prompts_per_forward(batch: Batch, cfg: StepConfig) -> int:
@@ -203,24 +191,18 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
         row_weights = by_weight(surrogate.length_weights(policy_mask, keep, cfg.loss), batch.weight)
         counts = counts._replace(row_weights=row_weights.sum())
 
-    def micro_batch(batch):  # reads params and models when called, after `unstacked`
+    def micro_batch(trained, batch):  # reads models when called, after `unstacked`
         tokens = batch.completion.shape if batch.packing is None else (row_shards(), batch.packing.tokens)
         probe = jnp.zeros((*tokens, model.width), model.compute_dtype)
         grad = jax.value_and_grad(_loss, has_aux=True)
-        (_, (sums, per_row)), (grads, grad_hidden) = grad((params, probe), models, batch, model, cfg, counts)
-        return grads, sums | measures.hidden_grad_norms(grad_hidden, batch, cfg), per_row
+        (_, (sums, per_row)), (grads, grad_hidden) = grad((*trained, probe), models, batch, model, cfg, counts)
+        return (grads,), (sums | measures.hidden_grad_norms(grad_hidden, batch, cfg), per_row)
 
     if size >= p:
-        return micro_batch(batch)
-
-    def body(total, batch):
-        grads, sums, per_row = micro_batch(batch)
-        return jax.tree.map(jnp.add, total, grads), (sums, per_row)
-
-    (params,), models = unstacked(model, params), unstacked(model, *models)
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
-    grads, (sums, per_row) = jax.lax.scan(body, zero, split(ordered(batch), size))
-    grads = grads if model.scan_layers else stack_layers(grads)
+        (grads,), (sums, per_row) = micro_batch((params,), batch)
+        return grads, sums, per_row
+    models = unstacked(model, *models)
+    (grads,), (sums, per_row) = accumulate(micro_batch, model, (params,), split(ordered(batch), size))
     sums = {k: v.max(0) if k.startswith("max/") else v.sum(0) for k, v in sums.items()}
     return grads, sums, as_given(whole(per_row), batch)
 
@@ -237,10 +219,11 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, cfg: Ste
         step=jnp.int32(0),
         params=params,
         opt_state=optimizer.init(params),
-        filter=shaping.init_filter(),
+        filter=group_filter.init_filter(),
         # Copies, because the state is donated and a buffer can be donated only once.
-        proxy=jax.tree.map(jnp.copy, params) if cfg.with_proxy else None,
+        proxy=jax.tree.map(jnp.copy, params) if cfg.needs("proxy") else None,
         reference=jax.tree.map(jnp.copy, params) if cfg.moving_reference else None,
+        critic=cfg.critic and reward_step.init_state(jax.tree.map(jnp.copy, params), optimizers_of(cfg.critic)),
     )
 
 
@@ -250,27 +233,14 @@ def state_shardings(
     """Shardings of the state: parameters and their moments by `mesh.RULES`, everything else replicated."""
     specs, everywhere = trained_specs(model, cfg.lora), replicated(mesh)
     params = shardings(specs, mesh)
-    shapes = abstract(specs)
-    by_path = {
-        path: (s.shape, at)
-        for (path, s), at in zip(jax.tree.leaves_with_path(shapes), jax.tree.leaves(params), strict=True)
-    }
-
-    def moment(path, x):
-        """The sharding of the parameter whose path is the end of `path`, if the shapes agree; else replicated."""
-        for start in range(len(path)):
-            shape, at = by_path.get(path[start:], (None, everywhere))
-            if shape == x.shape:
-                return at
-        return everywhere
-
     return TrainState(
         step=everywhere,
         params=params,
-        opt_state=jax.tree.map_with_path(moment, jax.eval_shape(optimizer.init, shapes)),
-        filter=jax.tree.map(lambda _: everywhere, jax.eval_shape(shaping.init_filter)),
-        proxy=params if cfg.with_proxy else None,
+        opt_state=moment_shardings(mesh, optimizer, specs),
+        filter=jax.tree.map(lambda _: everywhere, jax.eval_shape(group_filter.init_filter)),
+        proxy=params if cfg.needs("proxy") else None,
         reference=params if cfg.moving_reference else None,
+        critic=cfg.critic and reward_step.state_shardings(mesh, model, optimizers_of(cfg.critic)),
     )
 
 
@@ -327,19 +297,23 @@ def make_step(
 
     `state` is donated. With LoRA its parameters are the adapters. `ref_params` comes from `init_reference`; without a
     reference model the program has no second forward. The shapes of `batch` decide how groups are split over the mesh.
-    A `judge` reads `batch.judged`. Its `JudgeParams` are then a fourth argument, sharded by `judge_shardings`.
+    A `judge` reads `batch.judged`. Its `JudgeParams` are then a fourth argument, sharded by `judge_shardings`. A critic
+    is updated before the policy.
     """
 
     def step(state: TrainState, ref_params: Params | None, batch: Batch, judge_params: JudgeParams | None = None):
+        size, critic_state, second = prompts_per_forward(batch, cfg), None, {}
         if judge is not None:
-            batch = judge_batch(judge_params, judge, batch, prompts_per_forward(batch, cfg))
+            batch, second["judge/failures"] = judge_batch(judge_params, judge, batch, size)
+        if cfg.critic is not None:
+            critic_state, batch, second = update_critic(state.critic, batch, model, cfg.critic, size)
         models = models_of(state, ref_params, cfg)
         batch, filter_state = filtered(state, models, batch, model, cfg)
         grads, sums, per_row = gradients(state.params, models, batch, model, cfg)
         with jax.named_scope("update"):  # the name that runtime/profile.py looks for
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        out = measures.metrics(sums, per_row, batch) | {"grad/norm": optax.tree.norm(grads)}
+        out = measures.metrics(sums, per_row, batch) | {"grad/norm": optax.tree.norm(grads)} | second
         next_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -349,24 +323,14 @@ def make_step(
             reference=_moved(
                 state.reference, params, state.step + 1, cfg.loss.reference_every, cfg.loss.reference_decay
             ),
+            critic=critic_state,
         )
         return next_state, out, per_row
 
     state_at = state_shardings(mesh, model, optimizer, cfg)
     reference_at = reference_shardings(mesh, model, cfg.lora) if cfg.with_frozen else None
     judge_at = () if judge is None else (judge_shardings(mesh, judge.model, bool(judge.words)),)
-    return jitted(step, mesh, model, (state_at, reference_at, by_prompt(mesh, batch), *judge_at))
-
-
-def jitted(step, mesh: Mesh, model: ModelConfig, arguments_at: tuple, replicated_outputs: int = 2):
-    """Compiles step(state, ...) -> (state, `replicated_outputs` more outputs, replicated). The state is donated."""
-    return jax.jit(
-        step,
-        in_shardings=arguments_at,
-        out_shardings=(arguments_at[0], *[replicated(mesh)] * replicated_outputs),
-        donate_argnums=0,
-        compiler_options=compiler_options(mesh, model.scratch_kib),
-    )
+    return jitted(step, mesh, model.scratch_kib, (state_at, reference_at, by_prompt(mesh, batch), *judge_at))
 
 
 def _moved(slow: Params | None, params: Params, step, every: int, decay: float) -> Params | None:
@@ -387,8 +351,7 @@ def make_score(model: ModelConfig, cfg: StepConfig, mesh: Mesh | None = None):
     def score(params: Params, batch: Batch) -> RowStats:
         if mesh is not None:
             batch = jax.lax.with_sharding_constraint(batch, by_prompt(mesh, batch))
-        (params,) = unstacked(model, params)
-        parts = split(batch, prompts_per_forward(batch, cfg))
-        return whole(jax.lax.map(lambda b: row_stats(params, model, b, cfg), parts))
+        run = lambda params, part: row_stats(params, model, part, cfg)
+        return in_parts(run, model, params, batch, prompts_per_forward(batch, cfg))
 
     return jax.jit(score, out_shardings=None if mesh is None else replicated(mesh))

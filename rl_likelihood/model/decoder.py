@@ -25,40 +25,12 @@ from rl_likelihood.mesh import (
     split_tokens,
 )
 from rl_likelihood.model import splash
-from rl_likelihood.model.architecture import (
-    LocalLayers,
-    ModelConfig,
-    Params,
-    Spec,
-    count,
-    head_matrix,
-    init,
-    is_spec,
-    param_specs,
-    part_of_matrix,
-    shardings,
-)
+from rl_likelihood.model.architecture import ModelConfig, Params, param_specs, part_of_matrix
 from rl_likelihood.model.attention import QUERIES, Kernel, attention, branch_mask, branch_positions, references
 from rl_likelihood.model.experts import activated, experts_mlp
 from rl_likelihood.model.pool import Layout, Places
 from rl_likelihood.model.views import View, layer_views, of_layer, prompt_parts, prompt_views, whole_prompts
 from rl_likelihood.shapes import AnyArray
-
-__all__ = [
-    "Completions",
-    "Hidden",
-    "LocalLayers",
-    "ModelConfig",
-    "Params",
-    "Spec",
-    "count",
-    "forward",
-    "head_matrix",
-    "init",
-    "is_spec",
-    "param_specs",
-    "shardings",
-]
 
 
 def rms_norm(x: Float[AnyArray, "... D"], scale: Float[AnyArray, "D"], cfg: ModelConfig) -> Float[Array, "... D"]:
@@ -245,7 +217,9 @@ def forward(
         params = params | {"embed": gather_fsdp(params["embed"], ("vocab", "rows"))}
     embedded = functools.partial(embedding, params, cfg)
     enter = _pooled if rows is not None and rows.pooled and row_shards() == 1 else _separate
-    states, through, leave = enter(embedded, cfg, prompt_parts(prompt, common), rows and rows.ids, tables, modes)
+    states, tables, through, leave = enter(
+        embedded, cfg, prompt_parts(prompt, common), rows and rows.ids, tables, modes
+    )
     z = None if no_chain is None else embedded(no_chain[0])
 
     def layer(carry, w, is_local):
@@ -330,8 +304,8 @@ def _row_block(y, w: Params, keys, cfg: ModelConfig, view: View, mode: Attention
 
 
 def _separate(embedded, cfg: ModelConfig, prompts, ids, tables, modes):
-    """The parts of the prompts and the completions as arrays of their own. Returns (initial states, the function of one
-    layer, the function that gives all arrays)."""
+    """The parts of the prompts and the completions as arrays of their own. Returns (initial states, their views, the
+    function of one layer, the function that gives all arrays)."""
 
     def through(states, w, *views: View | None):
         *parts, y = states
@@ -343,7 +317,7 @@ def _separate(embedded, cfg: ModelConfig, prompts, ids, tables, modes):
         *(shard_prompt_tokens(embedded(x)) for x in prompts),
         None if ids is None else embedded(split_tokens(ids)),
     )
-    return states, through, lambda states: states
+    return states, tables, through, lambda states: states
 
 
 def _pooled(embedded, cfg: ModelConfig, prompts, ids, tables, modes):
@@ -354,7 +328,7 @@ def _pooled(embedded, cfg: ModelConfig, prompts, ids, tables, modes):
     def joined(*ropes):
         return join(*(jnp.broadcast_to(x, (*shape, x.shape[-1])) for x, shape in zip(ropes, shapes, strict=True)))
 
-    tables[0] = tuple(
+    of_all = tuple(
         first._replace(rope=tuple(map(joined, first.rope, *(view.rope for view in others))))
         for first, *others in zip(*tables, strict=True)
     )
@@ -367,7 +341,7 @@ def _pooled(embedded, cfg: ModelConfig, prompts, ids, tables, modes):
 
         return block(states, w, cfg, views[0].rope, attend)
 
-    return embedded(join(*prompts, ids)), through, part
+    return embedded(join(*prompts, ids)), [of_all, *tables[1:]], through, part
 
 
 def pool(*leads: tuple[int, ...]):

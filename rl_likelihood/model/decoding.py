@@ -8,17 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rl_likelihood.model.architecture import ModelConfig, Params
 from rl_likelihood.model.attention import attention, decode_attention
-from rl_likelihood.model.decoder import (
-    ModelConfig,
-    Params,
-    block,
-    by_head,
-    embedding,
-    prompt_block,
-    rms_norm,
-    unstack_layers,
-)
+from rl_likelihood.model.decoder import block, by_head, embedding, prompt_block, rms_norm, unstack_layers
 from rl_likelihood.model.lora import added_up, to_int8
 from rl_likelihood.model.views import layer_views, of_layer, prompt_parts, prompt_views
 from rl_likelihood.shapes import AnyArray

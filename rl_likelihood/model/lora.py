@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
 from rl_likelihood.fields import field, one_of
-from rl_likelihood.model.architecture import part_of_matrix
-from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs
+from rl_likelihood.model.architecture import ModelConfig, Params, Spec, is_spec, param_specs, part_of_matrix
 from rl_likelihood.shapes import AnyArray, UserError
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")

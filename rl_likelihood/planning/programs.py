@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from rl_likelihood.learner.adversarial import init_run_state, make_run_step, run_state_shardings
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import init_reference, reference_shardings
+from rl_likelihood.learner.step import init_reference, init_state, make_step, reference_shardings, state_shardings
 from rl_likelihood.mesh import local_bytes, replicated, sharding
-from rl_likelihood.model.decoder import ModelConfig, Spec, is_spec
+from rl_likelihood.model.architecture import ModelConfig, Spec, is_spec
 from rl_likelihood.model.lora import LoraConfig, trained_specs
 from rl_likelihood.planning import aot
 from rl_likelihood.planning.aot import Program
@@ -83,7 +82,7 @@ def abstract_params(model: ModelConfig, mesh: Mesh | None = None, lora: LoraConf
 def _state_and_reference(plan: Plan) -> tuple[Any, Any]:
     """The run's state and its reference model as shapes."""
     c, model, optimizer = plan.config, plan.model, make_optimizer(plan.config.optimizer)
-    begin = lambda p: init_run_state(p, optimizer, c.step, model.width)
+    begin = lambda p: init_state(p, optimizer, c.step)
     frozen = lambda p: init_reference(p, plan.devices.learner, model, c.step)
     trained = abstract_params(model, lora=c.lora)
     return jax.eval_shape(begin, trained), jax.eval_shape(frozen, abstract_params(model))
@@ -96,7 +95,7 @@ def trace_step(plan: Plan) -> Any:
     judge = planned_judge(c, plan.judge) if c.judge_in_step else None
     which, more = (None, ()) if judge is None else (judge.judge, (judge.params,))
     with using(mesh):
-        return make_run_step(model, cfg, optimizer, mesh, batch, which).trace(state, reference, batch, *more)
+        return make_step(model, cfg, optimizer, mesh, batch, which).trace(state, reference, batch, *more)
 
 
 def held_bytes(plan: Plan) -> dict[str, int]:
@@ -104,7 +103,7 @@ def held_bytes(plan: Plan) -> dict[str, int]:
     c, model, mesh = plan.config, plan.model, plan.devices.learner
     cfg = c.step
     state, frozen = _state_and_reference(plan)
-    at = run_state_shardings(mesh, model, make_optimizer(c.optimizer), cfg)
+    at = state_shardings(mesh, model, make_optimizer(c.optimizer), cfg)
     params = local_bytes(state.params, at.params)
     reference = local_bytes(frozen, reference_shardings(mesh, model, c.lora)) if cfg.with_frozen else 0
     critic = 0 if state.critic is None else local_bytes(state.critic, at.critic)

@@ -36,7 +36,7 @@ def grid_figures(runs: Sequence[table.Run], rows: str = "reward") -> dict[str, F
         figures["references"] = final_figures.references(blocks)
     for shared, lines in groups.items():
         # sft samples no chains.
-        sampling = [run for group in lines.values() for run in group if not table.without_chain(run)]
+        sampling = [run for group in lines.values() for run in group if not table.supervised(run)]
         samples = [rows for run in sampling if (rows := chain_figures.samples_of(run.workdir))]
         if samples:
             figures[f"correlations{_suffix(shared)}"] = chain_figures.correlations(samples)

@@ -45,15 +45,18 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
 def load(workdir: str | Path) -> dict[str, list[dict]]:
     """The rows of a run: {"train": metrics.jsonl, "heldout": what the run itself wrote to eval.jsonl}.
 
-    sft samples nothing: its numbers of sampled tokens are left out, and its evaluations are those without a chain, as
-    in the tables.
+    sft samples nothing: its numbers of sampled tokens are left out. If it trains without chains, its evaluations are
+    those without a chain, as in the tables.
     """
     workdir = Path(workdir)
     if not (workdir / run_files.METRICS).exists():
         raise UserError(f"{workdir} has no {run_files.METRICS}; give the --workdir of a run")
     rows, heldout = metric_table.read(workdir / run_files.METRICS), table.evaluations(workdir)
-    if table.without_chain(table.Run({}, workdir)):
-        rows, heldout = [metric_table.without_samples(row) for row in rows], [table.asked(row) for row in heldout]
+    run = table.Run({}, workdir)
+    if table.supervised(run):
+        rows = [metric_table.without_samples(row) for row in rows]
+    if table.without_chain(run):
+        heldout = [table.asked(row) for row in heldout]
     return {"train": rows, "heldout": heldout}
 
 

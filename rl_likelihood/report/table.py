@@ -134,16 +134,26 @@ def title_of(labels: Mapping[str, str]) -> str:
 # ------------------------------------------------------------------------------------------- one run
 
 
+def config_of(workdir: str | Path) -> dict[str, Any]:
+    """A run's config.json; {} for a run that has not begun."""
+    path = Path(workdir) / "config.json"
+    return run_files.read_object(path, "leave the run out") if path.exists() else {}
+
+
 def reward_of(workdir: str | Path) -> str:
     """The reward that a run is trained on, as its config.json says; "" for a run that has not begun."""
-    path = Path(workdir) / "config.json"
-    return run_files.read_object(path, "leave the run out").get("reward.name", "") if path.exists() else ""
+    return config_of(workdir).get("reward.name", "")
+
+
+def supervised(run: Run) -> bool:
+    """Whether the run is of reward.name sft, which samples nothing while it trains."""
+    reward = reward_of(run.workdir)
+    return "sft" in ((reward,) if reward else (run.labels.get("reward"), run.labels.get("reward.name")))
 
 
 def without_chain(run: Run) -> bool:
-    """Whether the run fine-tunes on answers alone (reward.name sft). Its model is then asked without a chain."""
-    reward = reward_of(run.workdir)
-    return "sft" in ((reward,) if reward else (run.labels.get("reward"), run.labels.get("reward.name")))
+    """Whether the run fine-tunes on answers that follow no chain. Its model is then asked without a chain."""
+    return supervised(run) and config_of(run.workdir).get("reward.sft_chain", "none") == "none"
 
 
 def asked(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,16 +164,39 @@ def asked(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def evaluations(workdir: str | Path) -> list[dict[str, Any]]:
     """The rows of eval.jsonl that the run itself wrote, in order; none without the file."""
+    return [row for row in _all_evaluations(workdir) if "stage" in row]
+
+
+def _all_evaluations(workdir: str | Path) -> list[dict[str, Any]]:
     path = Path(workdir) / run_files.EVAL
-    return [row for row in metric_table.read(path) if "stage" in row] if path.exists() else []
+    return metric_table.read(path) if path.exists() else []
 
 
 def final(workdir: str | Path) -> dict[str, Any] | None:
-    """The evaluation after the last step of a finished run; None for any other."""
+    """The evaluation after the last step of a finished run, with what `evaluate` found by the initial model
+    (eval.by_initial); None for any other."""
     status = run_files.read_status(workdir)
     if status is None or status["state"] != "done":
         return None
-    return next((row for row in reversed(evaluations(workdir)) if row["step"] == status["step"]), None)
+    last = next((row for row in reversed(evaluations(workdir)) if row["step"] == status["step"]), None)
+    later = [row for row in _all_evaluations(workdir) if "stage" not in row and row["step"] == status["step"]]
+    return last and _by_initial(last, [row for row in later if _same_questions(row, last)])
+
+
+def _same_questions(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two evaluations of one model are of the same questions. No sample is part of perplexity_no_chain."""
+    one, two = (r.get("perplexity_no_chain") for r in (row, other))
+    same = one is not None and two is not None and math.isclose(one, two, rel_tol=1e-3)
+    return same and row.get("questions") == other.get("questions")
+
+
+def _by_initial(last: dict[str, Any], later: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`last` with the numbers by the initial model, and their intervals, of later evaluations."""
+    of = lambda row: {k: v for k, v in row.items() if k.endswith("_by_initial")}
+    out = dict(last)
+    for row in later:
+        out |= of(row) | {"ci95": out.get("ci95", {}) | of(row.get("ci95", {}))}
+    return out
 
 
 def starts(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:

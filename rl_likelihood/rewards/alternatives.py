@@ -35,22 +35,16 @@ def log_prob_any(alternatives_logp: Float[AnyArray, "P G B"], alternatives: Alte
     """
     present = _present(alternatives)
 
-    def all_log_probs(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G K"]:
-        tokens = jnp.concatenate([logp, alternatives_logp], -1)
-        masks = _answer_masks(mask, alternatives_logp, alternatives)
-        return jnp.moveaxis(jax.vmap(lambda m: log_prob(tokens, m))(masks), 0, -1)
-
     def score(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
-        return jax.nn.logsumexp(all_log_probs(logp, mask), -1, where=present)
+        log_probs = _tokens(logp, mask, alternatives_logp, alternatives).sum(-1)
+        return jax.nn.logsumexp(jnp.moveaxis(log_probs, 0, -1), -1, where=present)
 
     def value(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
         return kept_mean(score(logp, mask), keep)
 
     def difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
-        tokens = jax.lax.stop_gradient(jnp.concatenate([logp, alternatives_logp], -1))
-        masks = _answer_masks(mask, alternatives_logp, alternatives)
-        rows = _log_sums(jnp.where(masks, tokens, 0.0), present, keep)
-        return mean_difference(above_best(rows, keep), keep)
+        tokens = jax.lax.stop_gradient(_tokens(logp, mask, alternatives_logp, alternatives))
+        return mean_difference(above_best(_log_sums(tokens, present, keep), keep), keep)
 
     return Objective(value, difference, score)
 
@@ -58,21 +52,17 @@ def log_prob_any(alternatives_logp: Float[AnyArray, "P G B"], alternatives: Alte
 def option_prob(alternatives_logp: Float[AnyArray, "P G B"], alternatives: Alternatives) -> Objective:
     """mean_i log softmax_k(l_ik) at the reference. The `alternatives` are wrong answers."""
     reference, any_option = mean_of(log_prob), log_prob_any(alternatives_logp, alternatives)
-    any_score = any_option.score
-    assert any_score is not None
 
     def difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
         # -log sum_k exp(l_ik - l_i0): a chain that makes all options more likely changes no term.
-        tokens = jax.lax.stop_gradient(jnp.concatenate([logp, alternatives_logp], -1))
-        masks = _answer_masks(mask, alternatives_logp, alternatives)
-        over_reference = jnp.where(masks, tokens, 0.0) - jnp.where(masks[0], tokens, 0.0)
-        rows = -_log_sums(over_reference, _present(alternatives), keep)
+        tokens = jax.lax.stop_gradient(_tokens(logp, mask, alternatives_logp, alternatives))
+        rows = -_log_sums(tokens - tokens[0], _present(alternatives), keep)
         return mean_difference(above_best(rows, keep), keep)
 
     return Objective(
         lambda *group: reference.value(*group) - any_option.value(*group),
         difference,
-        lambda logp, mask: log_prob(logp, mask) - any_score(logp, mask),
+        lambda logp, mask: log_prob(logp, mask) - any_option.score(logp, mask),
     )
 
 
@@ -81,17 +71,17 @@ def _present(alternatives: Alternatives) -> Bool[Array, "P 1 K"]:
     return jnp.pad(alternatives.present, ((0, 0), (1, 0)), constant_values=True)[:, None]
 
 
-def _answer_masks(
-    mask: TokenMask, alternatives_logp: Float[AnyArray, "P G B"], alternatives: Alternatives
-) -> Bool[Array, "K P G T"]:
-    """The token mask of each answer, over the row's tokens followed by the tokens of the alternatives."""
-    k = alternatives.present.shape[-1]
-    of_answer = (alternatives.answer[..., None] == jnp.arange(1, k + 1)) & alternatives.scored[..., None]
-    no_tokens = jnp.zeros(alternatives_logp.shape, bool)
-    reference = jnp.concatenate([jnp.broadcast_to(mask, (*no_tokens.shape[:2], mask.shape[-1])), no_tokens], -1)
-    by_answer = jnp.moveaxis(jnp.broadcast_to(of_answer[:, None], (*no_tokens.shape, k)), -1, 0)
-    alternative_masks = jnp.concatenate([jnp.zeros((k, *reference.shape[:2], mask.shape[-1]), bool), by_answer], -1)
-    return jnp.concatenate([reference[None], alternative_masks])
+def _tokens(
+    logp: LogProbs, mask: TokenMask, alternatives_logp: Float[AnyArray, "P G B"], alternatives: Alternatives
+) -> Float[Array, "K P G T"]:
+    """For each answer the log-probs of its tokens, and 0 for every other token. T = A + B: the row's tokens, then
+    those of the alternatives."""
+    log_probs = jnp.clip(jnp.concatenate([logp, alternatives_logp], -1), LOWEST, -LOWEST)
+    of_alternative = jnp.where(alternatives.scored, alternatives.answer, -1)[:, None]
+    of_alternative = jnp.broadcast_to(of_alternative, alternatives_logp.shape)
+    answer = jnp.concatenate([jnp.where(mask, 0, -1), of_alternative], -1)  # the number of the token's answer
+    numbers = jnp.arange(1 + alternatives.present.shape[-1])[:, None, None, None]
+    return jnp.where(answer == numbers, log_probs, 0.0)
 
 
 def _log_sums(tokens: Float[Array, "K P G T"], present: Bool[Array, "P 1 K"], keep: Keep) -> Float[Array, "P G"]:
@@ -101,7 +91,6 @@ def _log_sums(tokens: Float[Array, "K P G T"], present: Bool[Array, "P 1 K"], ke
     sums.
     """
     n = jnp.ones(keep.shape, jnp.float32)
-    tokens = jnp.clip(tokens, LOWEST, -LOWEST)
     best, above = (jnp.moveaxis(x, 0, -1) for x in jax.vmap(lambda t: quotients_above_best(t, n, keep))(tokens))
     best = jnp.where(present, best, -jnp.inf)
     return jax.nn.logsumexp(best - best.max(-1, keepdims=True) + above, -1, where=present)

@@ -62,6 +62,11 @@ LOWEST, _HIGHEST_EXP = -1e30, 80.0
 _NO_PROBABILITY = -200.0  # its exponential is 0 in float32
 
 
+def bounded(values: Float[AnyArray, "..."]) -> Float[Array, "..."]:
+    """The values in float32, clipped so that their sums stay finite."""
+    return jnp.clip(jnp.asarray(values, jnp.float32), LOWEST, -LOWEST)
+
+
 def sequence_log_prob(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
     """l_i = sum_t logp[i, t] over the answer's tokens, nats."""
     return jnp.where(mask, jnp.clip(logp, LOWEST, -LOWEST), 0.0).sum(-1)

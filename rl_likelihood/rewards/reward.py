@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.fields import field
-from rl_likelihood.rewards.intrinsic import SampledStats
+from rl_likelihood.rewards.intrinsic import PolicyStats
 from rl_likelihood.shapes import Alternatives, Outcomes
 
 
@@ -38,12 +38,11 @@ class Reward:
     reads: tuple[str, ...] = ("chain", "reference")
     span: Literal["auto", "chain", "response"] = "auto"
     with_terms: tuple[str, ...] = ()  # other terms that the sum must contain
-    proxy: bool = False  # needs NOVER's proxy model
-    conversation: bool = False  # needs an environment
+    # proxy: NOVER's proxy model; initial: the initial model's score of the answer; cross: the log-prob of every sampled
+    # answer after every chain of its group; conversation: an environment.
+    needs: tuple[Literal["proxy", "initial", "cross", "conversation"], ...] = ()
     binary: bool = False  # its numbers are 0 or 1
     underflows: bool = False  # it is made of the exp of a whole answer's log-prob
-    cross: bool = False  # needs the log-prob of every sampled answer after every chain of its group
-    initial: bool = False  # needs the initial model's score of the answer
     alternatives: str = ""  # the field of a row with the other answers that it reads
     # Does it read the answer's token log-probs without a chain? may: if reward.baseline provides them. weights: if
     # reward.token_weights is made from them. must: always.
@@ -57,7 +56,7 @@ class Reward:
     @property
     def floored(self) -> bool:
         """Whether reward.floor acts on it: whether it reads the reference answer's log-probs."""
-        return self.differentiable or (self.kind == "step" and "reference" in self.reads and not self.proxy)
+        return self.differentiable or (self.kind == "step" and "reference" in self.reads and "proxy" not in self.needs)
 
     @property
     def judges_alone(self) -> bool:
@@ -72,7 +71,7 @@ class Reward:
     @property
     def reads_answer(self) -> bool:
         """Whether it needs an answer that the policy sampled."""
-        return "answer" in self.reads and (self.cross or self.kind in ("host", "grader", "judge", "outcome"))
+        return "answer" in self.reads and ("cross" in self.needs or self.kind in ("host", "grader", "judge", "outcome"))
 
     @property
     def credits(self) -> str:
@@ -189,11 +188,11 @@ class RewardConfig:
 class Observation(NamedTuple):
     """The inputs of rewards of kind `step` and `built`, for P groups of G rows. Log-probs are in nats."""
 
-    logp: Float[Array, "P G T"]  # of every completion token, with reward.floor applied
+    floored_logp: Float[Array, "P G T"]  # of every completion token, with reward.floor applied
     scored: Bool[Array, "P G T"]  # the reference answer's tokens that count
     keep: Bool[Array, "P G"]
     truncated: Bool[Array, "P G"]  # chains that never opened their answer
-    sampled: SampledStats  # statistics of the tokens that the policy sampled
+    policy: PolicyStats  # statistics of the tokens of the policy term
     chain_tokens: Float[Array, "P G"]
     host_rewards: dict[str, Float[Array, "P G"]]
     baseline: Float[Array, "P"] | None = None  # avg_prob of the reference answer without a chain, for rlpr

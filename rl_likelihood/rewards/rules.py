@@ -50,7 +50,7 @@ def format(text: str, tags: Tags) -> float:
     return float(answer.removeprefix(answer_open).endswith(answer_close))
 
 
-def format_open_r1(text: str) -> float:
+def format_open_r1(text: str, tags: Tags) -> float:
     """open-r1's stricter rule, with each tag on its own line: 1 if the text starts with a match of this pattern.
 
         ^<think>\\n.*?\\n</think>\\n<answer>\\n.*?\\n</answer>$        (. any character, $ the end of any line)
@@ -87,7 +87,7 @@ def scaled(right: bool | None, scale: Sequence[float | int] = (1.0, 0.1, 0.0)) -
 # ---------------------------------------------------------------------------------------- words
 
 
-def repetition(text: str) -> float:
+def repetition(text: str, tags: Tags) -> float:
     """-1 if some sequence of ten words occurs at least ten times (occurrences may overlap), else 0.
 
     Words are separated by white space and `_` (RLPR). Unlike RLPR's code, the penalty is also added to a reward of

@@ -1,57 +1,35 @@
-"""Terms that shape a reward, and filters of groups. With |z| the number of tokens of a chain:
-
-    length           min(|z| - l0, 0)                              Kwiatkowski et al. 2602.03979, sec. 3.4
-    overlong         clip((limit - cache - |z|) / cache, -1, 0)    DAPO, 2503.14476, soft overlong punishment
-    improvement      clip(r - r', 0, 1)                            RLPR, 2506.18254
-    perplexity       exp(nll / max(1, 1 + log10 |z|))              NOVER, 2505.16022
-    perplexity_rank  (m - k) / m                                   same
-    efficiency       #{j: |z_i| < |z_j|, ppl_i < ppl_j} / (m - 1)  same
-    group_std        sqrt(sum_i (R_i - mean R)^2 / (n - 1))        RLPR's filter
+"""Terms that shape a reward. |z| is the number of tokens of a chain.
 
 The caller multiplies by coefficients and stops the gradient. No finite input gives NaN or inf. Rows outside `keep` or
 `valid` may have any value and change no other row.
-
-Filters: a group counts if its reward's std reaches a threshold. The modes of `FilterConfig` differ in the threshold.
-Mode `ema` has a state, which is part of the training state and its checkpoints. `step` is `TrainState.step`, the number
-of finished steps: 0 in the first step.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Literal, NamedTuple
-
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Real
+from jaxtyping import Array, Bool, Float, Real
 
-from rl_likelihood.fields import field
-from rl_likelihood.rewards.likelihood import Keep, kept_mean
+from rl_likelihood.rewards.likelihood import LOWEST, Keep, bounded, kept_mean
 from rl_likelihood.shapes import AnyArray
 
 Tokens = Real[AnyArray, "P G"]  # lengths: counts of tokens, as integers or floats
 Rows = Float[AnyArray, "P G"]
 
-# Far beyond any real reward or mean log-prob. Sums and exponentials of values clipped to these stay finite in float32.
-_LARGEST, _HIGHEST_EXP = 1e30, 80.0
-
-# A group with a smaller std counts as having equal rewards. RLPR gives such groups no advantage.
-ZERO_STD = 1e-6
-
-
-def _bounded(values: Rows) -> Float[Array, "P G"]:
-    return jnp.clip(jnp.asarray(values, jnp.float32), -_LARGEST, _LARGEST)
+# Exponentials of values clipped to it stay finite in float32.
+_HIGHEST_EXP = 80.0
 
 
 def length(tokens: Tokens, least: int | float) -> Float[Array, "P G"]:
     """min(|z| - l0, 0), in tokens: 0 for chains of at least l0 = `least`, -1 per missing token.
 
-    Kwiatkowski et al. weight it with r = (gain in reward) / (loss in length) over a run's initial drop.
+    Kwiatkowski et al. (2602.03979, sec. 3.4) weight it with r = (gain in reward) / (loss in length) over a run's
+    initial drop.
     """
     return jnp.minimum(jnp.asarray(tokens, jnp.float32) - least, 0.0)
 
 
 def overlong(tokens: Tokens, cut: Keep, limit: int | float, cache: int | float) -> Float[Array, "P G"]:
-    """0 up to `limit` - `cache` tokens, then linear down to -1 at `limit`, and -1 above (DAPO). Units: tokens.
+    """0 up to `limit` - `cache` tokens, then linear down to -1 at `limit`, and -1 above, in tokens (DAPO, 2503.14476).
 
     A row that was `cut` off before its answer gets -1 at any length, so that no finished row earns less. With cache 0
     the penalty is a step function: 0 up to `limit`, -1 above.
@@ -62,19 +40,18 @@ def overlong(tokens: Tokens, cut: Keep, limit: int | float, cache: int | float) 
 
 
 def improvement(score: Rows, baseline: Float[AnyArray, "P"]) -> Float[Array, "P G"]:
-    """clip(score - baseline, 0, 1): how much a chain raises the score of its prompt without a chain (RLPR)."""
-    without = jnp.asarray(baseline, jnp.float32)[:, None]
-    return jnp.clip(_bounded(score) - jnp.clip(without, -_LARGEST, _LARGEST), 0.0, 1.0)
+    """clip(score - baseline, 0, 1): how much a chain raises its prompt's score without a chain (RLPR, 2506.18254)."""
+    return jnp.clip(bounded(score) - bounded(baseline)[:, None], 0.0, 1.0)
 
 
 def perplexity(nll_mean: Rows, tokens: Tokens) -> Float[Array, "P G"]:
-    """exp(nll / max(1, 1 + log10 |z|)), NOVER: the answer's perplexity, discounted for longer chains.
+    """exp(nll / max(1, 1 + log10 |z|)), NOVER (2505.16022): the answer's perplexity, discounted for longer chains.
 
     `nll_mean` is minus the mean log-prob of the answer's tokens, in nats. The divisor is 1 for a chain of 0 or 1
     tokens, 2 for 10 tokens, 3 for 100 tokens. The result is at most exp(80).
     """
     digits = jnp.log10(jnp.maximum(jnp.asarray(tokens, jnp.float32), 1.0))
-    return jnp.exp(jnp.minimum(_bounded(nll_mean) / (1.0 + digits), _HIGHEST_EXP))
+    return jnp.exp(jnp.minimum(bounded(nll_mean) / (1.0 + digits), _HIGHEST_EXP))
 
 
 # VR-CLI's reward: (least reduction of perplexity in percent, reward).
@@ -86,7 +63,7 @@ def vr_cli(nll_mean: Rows, without_chain: Float[AnyArray, "P"]) -> Float[Array, 
 
     Both arguments are mean negative log-probs per token of the reference answer, in nats.
     """
-    more = _bounded(nll_mean) - jnp.clip(jnp.asarray(without_chain, jnp.float32), -_LARGEST, _LARGEST)[:, None]
+    more = bounded(nll_mean) - bounded(without_chain)[:, None]
     percent = -100.0 * jnp.expm1(jnp.minimum(more, _HIGHEST_EXP))
     reward = jnp.zeros_like(percent)
     for least, value in VR_CLI:
@@ -123,89 +100,10 @@ def group_std(reward: Rows, keep: Keep) -> Float[Array, "P"]:
 
     Equal rewards give exactly 0, because the group's highest reward is subtracted before the mean is computed.
     """
-    reward = _bounded(reward)
-    below = reward - jnp.where(keep, reward, -_LARGEST).max(-1, keepdims=True, initial=-_LARGEST)
+    reward = bounded(reward)
+    below = reward - jnp.where(keep, reward, LOWEST).max(-1, keepdims=True, initial=LOWEST)
     centred = jnp.where(keep, below - kept_mean(below, keep)[:, None], 0.0)
     # In units of the largest deviation, so that no square overflows or underflows.
-    unit = jnp.maximum(jnp.abs(centred).max(-1, keepdims=True, initial=0.0), 1.0 / _LARGEST)
+    unit = jnp.maximum(jnp.abs(centred).max(-1, keepdims=True, initial=0.0), -1.0 / LOWEST)
     variance = ((centred / unit) ** 2).sum(-1) / jnp.maximum(keep.sum(-1) - 1, 1)
     return unit[:, 0] * jnp.sqrt(variance)
-
-
-@dataclasses.dataclass(frozen=True)
-class FilterConfig:
-    """Which groups count: those whose reward's std reaches a threshold. The defaults are RLPR's."""
-
-    mode: Literal["none", "std_zero", "std_below", "ema", "token_spread"] = field(
-        "none",
-        "leaves out groups. std_zero: all rewards equal (DAPO); std_below: standard deviation below filter.threshold; "
-        "ema: below filter.beta times its running mean (RLPR); token_spread: no answer token's log-prob has a standard "
-        "deviation of filter.threshold (DRO)",
-    )
-    threshold: float = field(0.0, "std_below, token_spread: the smallest standard deviation that is kept", least=0)
-    beta: float = field(
-        0.5, "ema: the smallest standard deviation that is kept, as a share of the running mean", least=0
-    )
-    resample: int = field(
-        0,
-        "extra batches of fresh prompts that a step may sample to replace groups left out (DAPO, RLPR); 0: none",
-        least=0,
-    )
-    start: int = 10  # mode ema: the number of first steps without a filter
-    record_from: int = 6  # mode ema: the step, counted from 1, from which the mean std is recorded
-    decay: float = 0.99  # mode ema: of the moving average
-
-
-class FilterState(NamedTuple):
-    """The state of mode `ema`: float32 and int32 scalars.
-
-    `total` and `count`: sum and number of the mean stds recorded before filtering starts. `ema`: their mean until then,
-    and a moving average afterwards.
-    """
-
-    ema: Float[Array, ""]
-    total: Float[Array, ""]
-    count: Int[Array, ""]
-
-
-def init_filter() -> FilterState:
-    """The state before the first step."""
-    return FilterState(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
-
-
-def threshold(state: FilterState, step: Int[AnyArray, ""] | int, cfg: FilterConfig) -> Float[Array, ""]:
-    """The least std with which a group counts in this step. `state` is the state after the previous step.
-
-    none: 0. std_zero: ZERO_STD. std_below, token_spread: cfg.threshold. ema: beta * ema (RLPR), but 0 during the first
-    cfg.start steps. With 0 every group counts.
-    """
-    if cfg.mode == "ema":
-        return jnp.where(jnp.asarray(step) >= cfg.start, cfg.beta * state.ema, 0.0).astype(jnp.float32)
-    constant = {"none": 0.0, "std_zero": ZERO_STD, "std_below": cfg.threshold, "token_spread": cfg.threshold}
-    return jnp.asarray(constant[cfg.mode], jnp.float32)
-
-
-def filter_groups(
-    std: Float[AnyArray, "P"], cfg: FilterConfig, state: FilterState, step: Int[AnyArray, ""] | int
-) -> Bool[Array, "P"]:
-    """Which groups count in this step: std >= threshold. `std`: each group's `group_std` of the rewards, or in mode
-    token_spread its `weighted.largest_spread`."""
-    return jnp.asarray(std) >= threshold(state, step, cfg)
-
-
-def update(
-    state: FilterState, step: Int[AnyArray, ""] | int, mean_std: Float[AnyArray, ""] | int | float, cfg: FilterConfig
-) -> FilterState:
-    """The next state: ema <- decay * ema + (1 - decay) * mean_std. Until filtering starts, ema is the mean of the
-    recorded values (RLPR).
-
-    Call it once per step, after `filter_groups`, with the same `step` and the mean of `std` over all prompts, filtered
-    or not. If nothing was recorded before filtering starts, ema becomes the first value.
-    """
-    step, mean_std = jnp.asarray(step), jnp.clip(jnp.asarray(mean_std, jnp.float32), 0.0, _LARGEST)
-    recording = (step + 1 >= cfg.record_from) & ((step < cfg.start) | (state.count == 0))
-    total = state.total + jnp.where(recording, mean_std, 0.0)
-    count = state.count + recording
-    moved = jnp.where(step >= cfg.start, cfg.decay * state.ema + (1 - cfg.decay) * mean_std, state.ema)
-    ema = jnp.where(recording, total / jnp.maximum(count, 1), moved)
-    return FilterState(ema.astype(jnp.float32), total.astype(jnp.float32), count.astype(jnp.int32))

@@ -23,23 +23,24 @@ Rows = Float[Array, "P G"]
 
 def _intrinsic(name: str):
     def of_sampled(observation: Observation, cfg: RewardConfig) -> Rows:
-        return intrinsic.INTRINSIC[name](intrinsic.in_base(observation.sampled, cfg.entropy_base))
+        return intrinsic.INTRINSIC[name](intrinsic.in_base(observation.policy, cfg.entropy_base))
 
     return of_sampled
 
 
 def rlpr(observation: Observation, cfg: RewardConfig) -> Rows:
     """avg_prob; with a baseline, its excess over the baseline, clipped to [0, 1]."""
-    score = likelihood.avg_prob(observation.logp, observation.scored)
+    score = likelihood.avg_prob(observation.floored_logp, observation.scored)
     return score if observation.baseline is None else shaping.improvement(score, observation.baseline)
 
 
 def _without_chain(observation: Observation) -> tuple[Array, Array]:
     """(log-probs of the answer's tokens without a chain, the mask of the tokens); zeros if no term needs them."""
     n = jnp.where(observation.keep, observation.scored.sum(-1), 0).max(-1, keepdims=True)
+    width = observation.floored_logp.shape[-1]
     if observation.no_chain_logp is None:
-        return jnp.zeros((n.shape[0], observation.logp.shape[-1])), jnp.arange(observation.logp.shape[-1]) < n
-    base = observation.no_chain_logp[:, : observation.logp.shape[-1]]  # rows may be narrower than prompt.max_answer
+        return jnp.zeros((n.shape[0], width)), jnp.arange(width) < n
+    base = observation.no_chain_logp[:, :width]  # rows may be narrower than prompt.max_answer
     return base, jnp.arange(base.shape[-1]) < n
 
 
@@ -48,7 +49,7 @@ def _token_weights(observation: Observation, kind: str) -> Array:
     base, answer_mask = _without_chain(observation)
     if kind != "spread":
         return weighted.base_weights(kind, base, answer_mask)[:, None]
-    logp = jax.lax.stop_gradient(observation.logp)
+    logp = jax.lax.stop_gradient(observation.floored_logp)
     tokens, first = weighted.answers_first(logp, observation.scored, base.shape[-1])
     return weighted.shares(weighted.spread_of_others(tokens, first, observation.keep), first)
 
@@ -61,7 +62,7 @@ def _sum_to_length(weights: Array, observation: Observation) -> Array:
 def weighted_log_prob(observation: Observation, cfg: RewardConfig) -> Objective:
     """sum_t w_t log p_t, with the weights of reward.token_weights, scaled to mean 1."""
     weights = _sum_to_length(_token_weights(observation, cfg.token_weights), observation)
-    return weighted.weighted(weighted.log_probability, weights, jnp.zeros_like(weights[:, 0]))
+    return weighted.weighted(jnp.asarray, weights, jnp.zeros_like(weights[:, 0]))
 
 
 def weighted_avg_prob(observation: Observation, cfg: RewardConfig) -> Objective:
@@ -81,7 +82,7 @@ def r3(observation: Observation, cfg: RewardConfig) -> Objective:
     """sum_t w_t (log p_t - its value without a chain), with weights of mean 1 from the spread over the other rows."""
     base, answer_mask = _without_chain(observation)
     weights = _sum_to_length(_token_weights(observation, "spread"), observation)
-    return weighted.weighted(weighted.log_probability, weights, jnp.where(answer_mask, base, 0.0))
+    return weighted.weighted(jnp.asarray, weights, jnp.where(answer_mask, base, 0.0))
 
 
 def log_prob_any(observation: Observation, cfg: RewardConfig) -> Objective:
@@ -123,7 +124,7 @@ def vr_cli(observation: Observation, cfg: RewardConfig) -> Rows:
 
 def cer_reward(observation: Observation, cfg: RewardConfig) -> Rows:
     """The reference's probability, averaged over chains with weights by how likely each makes the sampled answer."""
-    prob = likelihood.prob(observation.logp, observation.scored)
+    prob = likelihood.prob(observation.floored_logp, observation.scored)
     return cer(observation.cross_logp, prob, observation.answered, observation.keep)
 
 
@@ -134,18 +135,8 @@ def length(observation: Observation, cfg: RewardConfig) -> Rows:
 
 def overlong(observation: Observation, cfg: RewardConfig) -> Rows:
     """0, falling linearly to -1 at overlong_max sampled tokens; -1 for a chain that never opens its answer."""
-    tokens = observation.sampled.mask.sum(-1).astype(jnp.float32)
+    tokens = observation.policy.mask.sum(-1).astype(jnp.float32)
     return shaping.overlong(tokens, observation.truncated, cfg.overlong_max, cfg.overlong_cache)
-
-
-def format_open_r1(text: str, tags: rules.Tags) -> float:
-    """1 if the response matches open-r1's stricter rule, with each tag on its own line."""
-    return rules.format_open_r1(text)
-
-
-def repetition(text: str, tags: rules.Tags) -> float:
-    """-1 if some sequence of ten words occurs ten times."""
-    return rules.repetition(text)
 
 
 def majority_vote(inputs: HostInputs) -> np.ndarray:
@@ -210,14 +201,21 @@ REWARDS: dict[str, Reward] = {
     "log_prob_any": Reward(log_prob_any, "built", log_prob_any.__doc__, alternatives=ALTERNATIVES),
     "option_prob": Reward(option_prob, "built", option_prob.__doc__, alternatives=REJECTED),
     "rlpr": Reward(rlpr, "step", rlpr.__doc__, span="response"),
-    "nover_rank": Reward(nover_rank, "step", nover_rank.__doc__, span="response", with_terms=("format",), proxy=True),
+    "nover_rank": Reward(
+        nover_rank, "step", nover_rank.__doc__, span="response", with_terms=("format",), needs=("proxy",)
+    ),
     "nover_efficiency": Reward(
-        nover_efficiency, "step", nover_efficiency.__doc__, span="response", with_terms=("format",), proxy=True
+        nover_efficiency, "step", nover_efficiency.__doc__, span="response", with_terms=("format",), needs=("proxy",)
     ),
     "cer": Reward(
-        cer_reward, "step", cer_reward.__doc__, ("chain", "answer", "reference", "group"), cross=True, underflows=True
+        cer_reward,
+        "step",
+        cer_reward.__doc__,
+        ("chain", "answer", "reference", "group"),
+        needs=("cross",),
+        underflows=True,
     ),
-    "vr_cli": Reward(vr_cli, "step", vr_cli.__doc__, no_chain="must", initial=True),
+    "vr_cli": Reward(vr_cli, "step", vr_cli.__doc__, no_chain="must", needs=("initial",)),
     # Without a reference answer: from statistics of the sampled tokens, or from the other answers of the group.
     **{name: Reward(_intrinsic(name), "step", f.__doc__, _SAMPLED) for name, f in intrinsic.INTRINSIC.items()},
     "majority_vote": Reward(majority_vote, "host", majority_vote.__doc__, _VOTE, binary=True),
@@ -228,10 +226,10 @@ REWARDS: dict[str, Reward] = {
     "base_rl": Reward(base_rl, "host", base_rl.__doc__, _ANSWER),
     "prefix_token": Reward(prefix_token, "host", prefix_token.__doc__, _ANSWER, binary=True),
     "countdown_tinyzero": Reward(countdown_tinyzero, "host", countdown_tinyzero.__doc__, _ANSWER),
-    "environment": Reward(environment, "host", environment.__doc__, ("chain",), conversation=True),
-    "calls_f1": Reward(calls_f1, "host", calls_f1.__doc__, ("chain", "reference"), conversation=True),
+    "environment": Reward(environment, "host", environment.__doc__, ("chain",), needs=("conversation",)),
+    "calls_f1": Reward(calls_f1, "host", calls_f1.__doc__, ("chain", "reference"), needs=("conversation",)),
     "format": Reward(rules.format, "text", rules.format.__doc__, ("chain",), binary=True),
-    "format_open_r1": Reward(format_open_r1, "text", format_open_r1.__doc__, ("chain",), binary=True),
+    "format_open_r1": Reward(rules.format_open_r1, "text", rules.format_open_r1.__doc__, ("chain",), binary=True),
     "tag_count": Reward(rules.tag_count, "text", rules.tag_count.__doc__, ("chain",)),
     # A second model that reads question and sampled answer.
     "judge": Reward(None, "judge", "P(yes) of judge.model, asked whether the answer is correct.", _SAMPLED),
@@ -243,7 +241,7 @@ REWARDS: dict[str, Reward] = {
     # Shaping: give these a weight.
     "length": Reward(length, "step", length.__doc__, ("chain",)),
     "overlong": Reward(overlong, "step", overlong.__doc__, ("chain",)),
-    "repetition": Reward(repetition, "text", repetition.__doc__, ("chain",)),
+    "repetition": Reward(rules.repetition, "text", rules.repetition.__doc__, ("chain",)),
 }
 
 

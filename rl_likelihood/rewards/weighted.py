@@ -18,6 +18,7 @@ biased. tests/learner/test_weighted.py shows both by enumeration.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -30,9 +31,7 @@ from rl_likelihood.rewards.likelihood import (
     LogProbs,
     Objective,
     TokenMask,
-    above_best,
-    kept_mean,
-    mean_difference,
+    mean_of,
     probability,
 )
 from rl_likelihood.shapes import AnyArray
@@ -107,9 +106,6 @@ def weighted(of_token: OfTokens, weights: Float[AnyArray, "P #G A"], base: Float
         tokens, first = answers_first(logp, mask, weights.shape[-1])
         return jnp.where(first, weights * (of_token(tokens) - base[:, None]), 0.0).sum(-1)
 
-    def value(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
-        return kept_mean(score(logp, mask), keep)
-
     def difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
         tokens, first = answers_first(logp, mask, weights.shape[-1])
         tokens = jnp.where(first & keep[..., None], of_token(tokens), 0.0)
@@ -119,28 +115,16 @@ def weighted(of_token: OfTokens, weights: Float[AnyArray, "P #G A"], base: Float
         centred = above - above.sum(1, keepdims=True) / jnp.maximum(n, 1)
         return (weights * centred).sum(-1) / jnp.maximum(n[..., 0] - 1, 1)
 
-    return Objective(value, difference, score, weights)
+    return Objective(mean_of(score).value, difference, score, weights)
 
 
 def gain(weights: Float[AnyArray, "P A"], base: Float[AnyArray, "P A"], clip: bool) -> Objective:
     """mean_i of sum_t w_t (p_it - base_t); with `clip`, of max(0, that) (NRT). A clipped row has no gradient."""
     plain = weighted(probability, weights[:, None], base)
-    unclipped = plain.score
-    if not clip or unclipped is None:
+    if not clip:
         return plain
 
     def score(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
-        return jnp.maximum(unclipped(logp, mask), 0.0)
+        return jnp.maximum(plain.score(logp, mask), 0.0)
 
-    def value(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
-        return kept_mean(score(logp, mask), keep)
-
-    def difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
-        return mean_difference(above_best(score(logp, mask), keep), keep)
-
-    return Objective(value, difference, score, plain.weights)
-
-
-def log_probability(logp: Float[AnyArray, "..."]) -> Float[Array, "..."]:
-    """The log-prob itself."""
-    return jnp.asarray(logp)
+    return dataclasses.replace(mean_of(score), score=score, weights=plain.weights)

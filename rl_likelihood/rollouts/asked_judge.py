@@ -18,7 +18,7 @@ from rl_likelihood.learner.judge import Judge, JudgeParams
 from rl_likelihood.learner.micro_batches import unstacked
 from rl_likelihood.learner.step import judge_shardings
 from rl_likelihood.mesh import put
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.rewards.adversarial import VERDICTS
 from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
 from rl_likelihood.rollouts.experts import Experts
@@ -221,7 +221,7 @@ def judged(judge: AnyJudge, task: Task, graded: HostRewards, rows: list[EncodedE
     answers = [[(answer,) for answer in group] for group in plain]
     if isinstance(judge, StepJudge):
         encoded = judged_text.encode(judge.reader, questions, answers)
-        logged = {"judge/failures": 0.0, "judge/cut": float(encoded.cut)}
+        logged = {"judge/cut": float(encoded.cut)}  # the step counts failures
         return graded._replace(logged=graded.logged | logged, judged=encoded.judged)
     if isinstance(judge, Experts):
         compared, replayed, cut = judge.read(rows, plain)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.rollouts.asked_judge import computes_on_sampler
 from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput
 from rl_likelihood.rollouts.resample import LearnerFilter

@@ -25,7 +25,7 @@ from rl_likelihood.datasets import questions
 from rl_likelihood.learner.batching import answers_after, to_batch
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import make_score
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.progress import Progress
 from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.runtime import distributed, run_files

@@ -16,7 +16,7 @@ from rl_likelihood.data.order import order
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.batching import alternatives_of, concat_rows, first_rows, no_chain_rows, to_batch
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts import asked_judge
 from rl_likelihood.rollouts.asked_judge import AnyJudge

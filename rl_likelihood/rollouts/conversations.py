@@ -21,9 +21,8 @@ from rl_likelihood.data.token_ids import ids_after_text, padded
 from rl_likelihood.envs.calls import Style, message
 from rl_likelihood.envs.deadline import Failed, in_time
 from rl_likelihood.envs.protocol import ENDS, End, Environment, Reply, Start, number_of, problem_of
-from rl_likelihood.envs.tools import Call
 from rl_likelihood.grading.calls import call_of
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.runtime.console import say
 from rl_likelihood.sampler import turns
 from rl_likelihood.sampler.decode import SamplerConfig, request_of
@@ -285,7 +284,7 @@ def texts_of(example: Example, style: Style) -> list[str]:
         messages = json.loads(example.chain)
         if not all(m.keys() <= {"calls", "thought"} and isinstance(m.get("thought", ""), str) for m in messages):
             raise ValueError("a message has calls and a thought, which is text")
-        texts = [message([Call(*call_of(call)) for call in m["calls"]], style, m.get("thought", "")) for m in messages]
+        texts = [message([call_of(call) for call in m["calls"]], style, m.get("thought", "")) for m in messages]
         if not "".join(texts).encode():
             raise ValueError("it has no message")
         return texts

@@ -2,8 +2,8 @@
 with a deadline and retries.
 
 A call without a readable reply counts as a failure and has no value. Values of replies are cached in a file by the hash
-of the request, so a resumed run repeats no request. The API key comes from the environment and never appears in a
-message.
+of the address and the request, so a resumed run repeats no request. The API key comes from the environment and never
+appears in a message.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ class Endpoint:
     def ask(self, bodies: Sequence[dict[str, Any]], read: Read, path: str = CHAT) -> list[Any]:
         """The value of each reply, None for a failed call. Equal bodies are sent once. `read` gets a reply's value."""
         requests = [{"model": self.settings.model, **body} for body in bodies]
-        keys = [hashlib.sha256(json.dumps([path, body], sort_keys=True).encode()).hexdigest() for body in requests]
+        address = self.settings.url.rstrip("/") + path
+        keys = [hashlib.sha256(json.dumps([address, body], sort_keys=True).encode()).hexdigest() for body in requests]
         by_key = dict(zip(keys, requests, strict=True))
         cached = self._cache.get(list(by_key))
         self._ask({key: body for key, body in by_key.items() if key not in cached}, cached, read, path)

@@ -9,7 +9,7 @@ import numpy as np
 from rl_likelihood.data.order import in_batches
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading import graders
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.rollouts.host_rewards import sampled_texts
 from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sampler_weights
 from rl_likelihood.task import EVALUATE, Task

@@ -18,7 +18,7 @@ from rl_likelihood.data import judged_text, prompts
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading import graders
 from rl_likelihood.learner.adversarial import NAME, REPLAYED
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.rewards.adversarial import VERDICTS, verdict_of, verdict_rewards
 from rl_likelihood.rollouts.batches import Batches, same_width
 from rl_likelihood.rollouts.experts import Experts, Pairs

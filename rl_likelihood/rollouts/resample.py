@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from rl_likelihood.data.prompts import EncodedExample
-from rl_likelihood.rewards import shaping
+from rl_likelihood.rewards import group_filter, shaping
 from rl_likelihood.rollouts.batches import combined, same_width
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts
 from rl_likelihood.runtime import distributed
@@ -63,7 +63,8 @@ def host_groups(drawn: Drawn, c: Config) -> Groups:
     if c.reward.truncated == "drop":
         keep = keep & ~drawn.rollout.truncated
     std = shaping.group_std(np.asarray(total, np.float32), keep[:, :n])
-    uid, own = drawn.rollout.prompts.uid, np.asarray(shaping.filter_groups(std, c.filter, shaping.init_filter(), 0))
+    uid = drawn.rollout.prompts.uid
+    own = np.asarray(group_filter.filter_groups(std, c.filter, group_filter.init_filter(), 0))
     everywhere = distributed.gather({"uid": uid, "accepted": own})
     return Groups(np.array([everywhere["accepted"][everywhere["uid"] == i].all() for i in uid]))
 

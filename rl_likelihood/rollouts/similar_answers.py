@@ -17,7 +17,7 @@ from rl_likelihood.data.retrieval import Embed, unit
 from rl_likelihood.data.token_ids import ids_of, padded
 from rl_likelihood.grading.graders import numeric_match
 from rl_likelihood.learner.judge import mean_state
-from rl_likelihood.model.decoder import ModelConfig, Params
+from rl_likelihood.model.architecture import ModelConfig, Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts.local_judge import Verdicts, as_judge, describe_decoder, load_decoder
 from rl_likelihood.task import load_tokenizer

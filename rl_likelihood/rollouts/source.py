@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rl_likelihood.learner.batching import answers_after, given_rollout
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.rollouts.asked_judge import AnyJudge
 from rl_likelihood.rollouts.asynchronous import Asynchronous
 from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rl_likelihood.mesh import divides, make_mesh, rows_by_process, shapes
-from rl_likelihood.model.decoder import ModelConfig, Params
+from rl_likelihood.model.architecture import ModelConfig, Params
 from rl_likelihood.runtime import distributed
 from rl_likelihood.sampler import decode, handover
 from rl_likelihood.sampler.decode import SamplerConfig
@@ -82,7 +82,7 @@ def _inner(c: Config, tensor: int) -> tuple[int, ...]:
     """The sizes of the last axes of the learner's mesh: (tensor,), or (context, tensor) if mesh.context is above 1."""
     if c.mesh.context == 1:
         return (tensor,)
-    if c.train.packing or c.step.reads_cross:
+    if c.train.packing or c.step.needs("cross"):
         other = "train.packing is True" if c.train.packing else f"reward.name {c.reward.name!r} reads chains as prompts"
         raise UserError(f"mesh.context is {c.mesh.context}, but {other}; set mesh.context=1")
     return c.mesh.context, tensor

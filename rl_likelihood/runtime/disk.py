@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rl_likelihood.learner.adversarial import init_run_state
 from rl_likelihood.learner.optimizer import make_optimizer
+from rl_likelihood.learner.step import init_state
 from rl_likelihood.model.architecture import ModelConfig, abstract, param_specs
 from rl_likelihood.model.lora import trained_specs
 from rl_likelihood.runtime.checkpoint import DROPPED, FOLDER, REST, latest_step
@@ -28,7 +28,7 @@ class Disk(NamedTuple):
 def disk_of_run(c: Config, model: ModelConfig) -> Disk:
     """The disk space of a run's checkpoints. Metrics, samples and evaluations are not included."""
     params, whole = abstract(trained_specs(model, c.lora)), abstract(param_specs(model))
-    state = jax.eval_shape(lambda p: init_run_state(p, make_optimizer(c.optimizer), c.step, model.width), params)
+    state = jax.eval_shape(lambda p: init_state(p, make_optimizer(c.optimizer), c.step), params)
     at_once = functools.partial(checkpoints_at_once, c.train, start=bool(c.warm_start.steps))
     reference = tree_bytes(whole) if c.step.with_frozen else 0  # the model of step 0
     if c.lora.rank and c.lora.stored_dtype == "bfloat16":

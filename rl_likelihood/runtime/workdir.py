@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_likelihood.config import binding_differences, flatten
-from rl_likelihood.model.decoder import ModelConfig
+from rl_likelihood.model.architecture import ModelConfig
 from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES, TRACKING_ID, read_object, replace

@@ -11,14 +11,14 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from rl_likelihood.fields import field
-from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
+from rl_likelihood.model.architecture import ModelConfig, Params, head_matrix
 from rl_likelihood.model.decoding import Cache, aligned_positions, decode_step, decoding_layout, empty_cache, prefill
 from rl_likelihood.sampler import engine
-from rl_likelihood.sampler.draw import Cut, Ends, Request, choose, request_specs, row_keys
+from rl_likelihood.sampler.draw import Cut, Ends, Request, choose, own_rows, request_specs, row_keys, split_axes, spread
 from rl_likelihood.sampler.stop import first_match, stop_table
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts, Rollout
 
@@ -225,24 +225,14 @@ def generate_spread(weights: Params, cfg: ModelConfig, request: Request, max_tok
     Each device samples its own rows until they have stopped. There is no collective, because the compilers of some TPUs
     refuse a program with collectives on part of a slice. Only weights that are split over tensor need collectives.
     """
-    if mesh is None or mesh.size == 1:
-        return generate(weights, cfg, request, max_tokens)
-    p = "data" if len(request.uid) % mesh.shape["data"] == 0 else None
-    g = "fsdp" if len(request.temperature) % mesh.shape["fsdp"] == 0 else None
-    specs = request_specs(p, g)
-    if mesh.shape["tensor"] > 1:
-        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-        return generate(weights, cfg, jax.lax.with_sharding_constraint(request, shardings), max_tokens)
+    p, g = split_axes(request, mesh)
 
     def part(weights, request):
-        first_row = jax.lax.axis_index("fsdp") * len(request.temperature) if g else 0
+        first_row = jax.lax.axis_index(g) * len(request.temperature) if g and own_rows(mesh) else 0
         return generate(weights, cfg, request._replace(first_chain=request.first_chain + first_row), max_tokens)
 
     rows = PartitionSpec(p, g)
-    run = jax.shard_map(
-        part, mesh=mesh, in_specs=(PartitionSpec(), specs), out_specs=(rows, rows, rows), check_vma=False
-    )
-    return run(weights, request)
+    return spread(part, mesh, (request_specs(p, g),), (rows, rows, rows))(weights, request)
 
 
 def splice(

@@ -1,5 +1,7 @@
-"""Draws one id per row from its hidden state. Draws are exact, reproducible for each row, and cheap compared with the
-head's matrix product."""
+"""A request for rows, how its rows are split over devices, and the draw of one id per row from its hidden state.
+
+Draws are exact, reproducible for each row, and cheap compared with the head's matrix product.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from rl_likelihood.model.head import logits
 from rl_likelihood.shapes import AnyArray
+
+Axes = tuple[str | None, str | None]  # the mesh axes of prompts and of a group's rows
 
 # Ids per block: a draw first chooses a block, then an id in it.
 BLOCK = 256
@@ -63,6 +67,34 @@ def request_specs(p: str | None, g: str | None) -> Request:
     everywhere, prompts = PartitionSpec(), PartitionSpec(p)
     ends = Ends(everywhere, everywhere)
     return Request(prompts, prompts, prompts, everywhere, PartitionSpec(g), ends, *[everywhere] * 4)
+
+
+def own_rows(mesh: Mesh | None) -> bool:
+    """Whether each device samples its own rows. With weights split over tensor, one program samples all rows."""
+    return mesh is not None and mesh.size > 1 and mesh.shape["tensor"] == 1
+
+
+def split_axes(request: Request, mesh: Mesh | None) -> Axes:
+    """The mesh axes over which (prompts, the rows of a group) are split; None where they do not divide evenly."""
+    if mesh is None:
+        return None, None
+    p = "data" if len(request.uid) % mesh.shape["data"] == 0 else None
+    return p, "fsdp" if len(request.temperature) % mesh.shape["fsdp"] == 0 else None
+
+
+def spread(function, mesh: Mesh | None, argument_specs, result_specs):
+    """`function(weights, ...)`, with its other arguments and its results split over the mesh by the specs."""
+    if mesh is None or mesh.size == 1:
+        return function
+    if own_rows(mesh):
+        specs = (PartitionSpec(), *argument_specs)
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=result_specs, check_vma=False)
+
+    def constrained(specs, values):
+        leaves = jax.tree.map(lambda spec, part: jax.tree.map(lambda _: NamedSharding(mesh, spec), part), specs, values)
+        return jax.lax.with_sharding_constraint(values, leaves)
+
+    return lambda weights, *arguments: function(weights, *map(constrained, argument_specs, arguments))
 
 
 def row_keys(key: Array, uid: Int[AnyArray, "P"], first: Int[AnyArray, "P"], g: int) -> Array:

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.mesh import cores
-from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
+from rl_likelihood.model.architecture import ModelConfig, Params, head_matrix
 from rl_likelihood.model.decoding import Cache, Positions, decode_step, empty_cache, prefill
 from rl_likelihood.sampler.draw import Cut, Ends, Request, choose, row_keys
 from rl_likelihood.shapes import AnyArray

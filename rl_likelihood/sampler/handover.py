@@ -8,6 +8,7 @@ a collective between hosts.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rl_likelihood.mesh import AXES, ready, replicated, rows_mesh
+from rl_likelihood.mesh import AXES, ready, replicated
 from rl_likelihood.model.architecture import ModelConfig, Params, abstract, param_specs
 from rl_likelihood.model.decoding import fuse_layer, without_layers
 from rl_likelihood.shapes import UserError
@@ -25,13 +26,15 @@ SPLIT = {"embed": 0, "head": 0, "qkv": 1, "gate_up": 1, "qkv_scale": 0, "gate_up
 
 
 def sampler_mesh(devices: list, prompts: int, group: int, tensor: int) -> Mesh:
-    """The mesh of a process's sampler, for `prompts` prompts of `group` rows. `tensor`: devices that share one copy of
-    the weights."""
+    """The mesh of a process's sampler: `prompts` prompts are split over data, the `group` rows of each over fsdp, and
+    weights over `tensor` devices."""
     if len(devices) % tensor:
         raise UserError(
             f"sampler.tensor is {tensor}, which does not divide the {len(devices)} devices of a process's sampler"
         )
-    return rows_mesh(devices, prompts, group, tensor)
+    n = len(devices) // tensor
+    parts = math.gcd(prompts, n)
+    return Mesh(np.asarray(devices).reshape(parts, n // parts, tensor), AXES)
 
 
 class Gather(NamedTuple):

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import io
 import threading
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
+from flax.serialization import msgpack_restore, msgpack_serialize
 
 from rl_likelihood.shapes import Outcomes, Prompts, Rollout
 
@@ -162,44 +162,18 @@ def start_sampler(
     return thread
 
 
-NESTED = {"prompts": Prompts, "outcomes": Outcomes}  # fields of a Rollout that hold arrays by name
-
-
 def to_bytes(rollouts: Sequence[Rollout]) -> bytes:
     """Rollouts as a checkpoint stores them."""
-    arrays = {f"{i}.{name}": value for i, rollout in enumerate(rollouts) for name, value in _arrays(rollout).items()}
-    file = io.BytesIO()
-    np.savez_compressed(file, count=len(rollouts), **arrays)
-    return file.getvalue()
-
-
-def _arrays(rollout: Rollout) -> dict[str, np.ndarray]:
-    out: dict[str, Any] = {}
-    for name, value in vars(rollout).items():
-        if name not in NESTED:
-            out[name] = value
-        elif value is not None:
-            out |= {f"{name}.{part}": array for part, array in vars(value).items()}
-    return {name: np.asarray(value) for name, value in out.items()}
+    return zlib.compress(msgpack_serialize({str(i): dataclasses.asdict(r) for i, r in enumerate(rollouts)}))
 
 
 def from_bytes(data: bytes) -> list[Rollout]:
-    """The inverse of `to_bytes`. Returns [] for rollouts of an older program that lack a field; they are resampled."""
-    kinds = {"version": int, "number": int, "seconds": float, "common": int}
-    with np.load(io.BytesIO(data)) as stored:
-        out = []
-        for i in range(int(stored["count"])):
-            if f"{i}.number" not in stored or f"{i}.prompts.common" not in stored:
-                return []
-            plain = [f.name for f in dataclasses.fields(Rollout) if f.name not in NESTED]
-            fields: dict[str, Any] = {name: kinds.get(name, np.asarray)(stored[f"{i}.{name}"]) for name in plain}
-            for name, kind in NESTED.items():
-                parts = [f.name for f in dataclasses.fields(kind)]
-                if f"{i}.{name}.{parts[0]}" in stored:
-                    if not all(f"{i}.{name}.{part}" in stored for part in parts):
-                        return []
-                    fields[name] = kind(
-                        **{part: kinds.get(part, np.asarray)(stored[f"{i}.{name}.{part}"]) for part in parts}
-                    )
-            out.append(Rollout(**fields))
-    return out
+    """The inverse of `to_bytes`. Returns [] for rollouts that an older program stored otherwise; they are resampled."""
+
+    def restored(prompts: dict, outcomes: dict | None, **fields) -> Rollout:
+        return Rollout(prompts=Prompts(**prompts), outcomes=outcomes and Outcomes(**outcomes), **fields)
+
+    try:
+        return [restored(**stored) for stored in msgpack_restore(zlib.decompress(data)).values()]
+    except (TypeError, zlib.error):
+        return []

@@ -15,20 +15,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
+from rl_likelihood.model.architecture import ModelConfig, Params, head_matrix
 from rl_likelihood.model.decoding import Cache, Positions, decode_step, empty_cache, extend, prefill
-from rl_likelihood.sampler.draw import Request, choose, request_specs, row_keys
+from rl_likelihood.sampler.draw import Axes, Request, choose, own_rows, request_specs, row_keys, split_axes, spread
 from rl_likelihood.shapes import AnyArray
 
 # Widths of packed tokens and of replies are rounded up to 0, this, twice this, four times this, ... A turn is compiled
 # once for each pair of them and each shape of a batch: those of training and of evaluation.
 WIDTH = 64
-
-
-Axes = tuple[str | None, str | None]  # the mesh axes of prompts and of a group's rows
 
 
 class Rows(NamedTuple):
@@ -62,11 +59,11 @@ class Turn(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("cfg", "mesh"))
 def start_rows(weights: Params, cfg: ModelConfig, request: Request, mesh: Mesh | None = None) -> Rows:
     """Rows with only their prompts. `mesh`: prompts are split over its data axis, the rows of a group over fsdp."""
-    p_axis, g_axis = _axes(request, mesh)
+    p_axis, g_axis = split_axes(request, mesh)
 
     def part(weights: Params, request: Request) -> Rows:
         p, g = request.prompt.shape[0], request.temperature.shape[0]
-        first = request.first_chain + (jax.lax.axis_index(g_axis) * g if g_axis and _shards(mesh) else 0)
+        first = request.first_chain + (jax.lax.axis_index(g_axis) * g if g_axis and own_rows(mesh) else 0)
         hidden, shared = prefill(weights, cfg, request.prompt, request.prompt_length, request.common_length)
         return Rows(
             cache=Cache(shared, _split_rows(empty_cache(cfg, p * g, 0), p)),
@@ -77,7 +74,7 @@ def start_rows(weights: Params, cfg: ModelConfig, request: Request, mesh: Mesh |
             sampled=jnp.zeros((p, g), jnp.int32),
         )
 
-    return _spread(part, mesh, (request_specs(p_axis, g_axis),), _row_specs(p_axis, g_axis))(weights, request)
+    return spread(part, mesh, (request_specs(p_axis, g_axis),), _row_specs(p_axis, g_axis))(weights, request)
 
 
 class TurnSettings(NamedTuple):
@@ -110,7 +107,7 @@ def take_turn(
     given = prefix.ids.shape[-1]
     if width:
         announce(width, given, settings.max_tokens, (prefix.ids.shape, request.prompt.shape, settings))
-    rows = packed(rows, width, width + given + settings.max_tokens, _axes(request, settings.mesh), settings.mesh)
+    rows = packed(rows, width, width + given + settings.max_tokens, split_axes(request, settings.mesh), settings.mesh)
     return turn(weights, rows._replace(cache=Cache(rows.cache.prompt, ())), rows.cache.own, prefix, request, settings)
 
 
@@ -124,14 +121,14 @@ def turn(
     weights: Params, rows: Rows, own: tuple, prefix: TurnPrefix, request: Request, settings: TurnSettings
 ) -> tuple[Rows, Turn]:
     """`take_turn` on packed rows, as one program. `own`: the rows' own caches, which are changed in place."""
-    axes = _axes(request, settings.mesh)
+    axes = split_axes(request, settings.mesh)
     leading, row_specs = PartitionSpec(*axes), _row_specs(*axes)
 
     def part(weights: Params, rows: Rows, own: tuple, prefix: TurnPrefix, request: Request) -> tuple[Rows, Turn]:
         return _turn(weights, rows, own, prefix, request, settings)
 
     specs = (row_specs, leading, leading, request_specs(*axes))
-    return _spread(part, settings.mesh, specs, (row_specs, leading))(weights, rows, own, prefix, request)
+    return spread(part, settings.mesh, specs, (row_specs, leading))(weights, rows, own, prefix, request)
 
 
 def _turn(
@@ -208,7 +205,7 @@ def packing_order(
         order = jnp.argsort(~used, axis=-1, stable=True)[..., :width]
         return order, jnp.arange(positions) < used.sum(-1, keepdims=True)
 
-    return _spread(part, mesh, (leading,), (leading, leading))((), used)
+    return spread(part, mesh, (leading,), (leading, leading))((), used)
 
 
 @functools.partial(jax.jit, static_argnames=("positions", "axes", "mesh"))
@@ -224,7 +221,7 @@ def packed_layer(
         free = (0, positions - order.shape[-1])
         return jnp.pad(k, [(0, 0)] * 4 + [free]), jnp.pad(v, [(0, 0)] * 3 + [free, (0, 0)])
 
-    return _spread(part, mesh, (leading, leading), (leading, leading))((), layer, order)
+    return spread(part, mesh, (leading, leading), (leading, leading))((), layer, order)
 
 
 def _split_rows(own: tuple, p: int) -> tuple:
@@ -249,34 +246,6 @@ def at_once(p: int, g: int, slots: int, mesh: Mesh | None) -> tuple[int, int]:
     return prompts, g if rows >= g else min(g, max(fsdp, rows // fsdp * fsdp))
 
 
-def _shards(mesh: Mesh | None) -> bool:
-    """Whether each device samples its own rows. With weights split over tensor, one program samples all rows."""
-    return mesh is not None and mesh.size > 1 and mesh.shape["tensor"] == 1
-
-
-def _axes(request: Request, mesh: Mesh | None) -> Axes:
-    """The mesh axes over which (prompts, the rows of a group) are split; None where they do not divide evenly."""
-    if mesh is None:
-        return None, None
-    p = "data" if len(request.uid) % mesh.shape["data"] == 0 else None
-    return p, "fsdp" if len(request.temperature) % mesh.shape["fsdp"] == 0 else None
-
-
 def _row_specs(p: str | None, g: str | None) -> Rows:
     prompts, rows = PartitionSpec(p), PartitionSpec(p, g)
     return Rows(Cache(prompts, rows), rows, rows, prompts, rows, rows)
-
-
-def _spread(function, mesh: Mesh | None, argument_specs, result_specs):
-    """`function(weights, ...)`, with its other arguments and its results split over the mesh by the specs."""
-    if mesh is None or mesh.size == 1:
-        return function
-    if _shards(mesh):
-        specs = (PartitionSpec(), *argument_specs)
-        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=result_specs, check_vma=False)
-
-    def constrained(specs, values):
-        leaves = jax.tree.map(lambda spec, part: jax.tree.map(lambda _: NamedSharding(mesh, spec), part), specs, values)
-        return jax.lax.with_sharding_constraint(values, leaves)
-
-    return lambda weights, *arguments: function(weights, *map(constrained, argument_specs, arguments))

@@ -104,4 +104,6 @@ def text_of(table: Mapping[str, Mapping[str, float]], questions: int) -> str:
     body = [[name, *(f"{line[k]:.3f}" if k in line else "-" for k in columns)] for name, line in table.items()]
     legend = f"means over {questions} questions; NLL in nats per token, each cut at reer.clip; lower is better; "
     legend += "sampled tokens: without the first chain"
+    if not any("other_questions" in line for line in table.values()):
+        legend += "\nanother model: not measured; set reer.other"
     return aligned([["", *(COLUMNS[k] for k in columns)], *body]) + "\n\n" + legend

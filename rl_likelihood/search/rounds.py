@@ -22,7 +22,7 @@ from rl_likelihood.data.token_ids import ids_after_text
 from rl_likelihood.learner.batching import concat_rows, given_rollout, to_batch
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import make_score
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.progress import Progress
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.runtime.devices import Devices, batch_size, using

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from rl_likelihood import __version__
+from rl_likelihood.evaluation.preference import RM_EVAL
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.model.architecture import abstract, count, param_specs
 from rl_likelihood.model.decoding import decoding_layout
@@ -15,6 +16,7 @@ from rl_likelihood.model.lora import as_base, trained_specs
 from rl_likelihood.progress import counted
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.run_model import rollout_model
+from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.console import say, size
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.runtime.disk import disk_of_run, tree_bytes
@@ -60,6 +62,8 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     say(f"data     {task.data_line}")
     say(f"prompt   {c.prompt.examples} worked examples, at most {c.prompt.max_prompt} tokens")
     say(f"reward   {reward_words(c)}")
+    if c.reward.judged == "reward_model" and (Path(c.judge.model) / RM_EVAL).is_file():
+        say(f"judge    {accuracy_words(Path(c.judge.model) / RM_EVAL)}")
     if c.loss.kl == "k1":
         say("warning: loss.kl=k1 has no gradient in expectation; use k2, k3 or reward_k1")
     say(scored_line(c))
@@ -79,6 +83,13 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     if workdir is not None:
         start_words = f"resumes after step {resume}" if resume is not None else "new run"
         say(f"workdir  {workdir} ({start_words}): metrics.jsonl, samples.jsonl, eval.jsonl, checkpoints/")
+
+
+def accuracy_words(file: Path) -> str:
+    """What the last evaluation of a reward model found, beside what the length of an answer alone gets."""
+    last = [row for row in run_files.read(file) if "pair_accuracy" in row][-1]  # best_of writes other lines
+    shown = ("pair_accuracy", "length_only_pair_accuracy", "accuracy_when_shorter")
+    return ", ".join(f"{name} {last[name]:.1%}" for name in shown if name in last) + f" ({file})"
 
 
 def steps_line(c: Config, questions: int) -> str:
@@ -131,7 +142,7 @@ def memory_copies(task: Task, parameters: int, loops: bool) -> dict[str, float]:
         copies |= {"the sum of gradients": trained} if m.scan_layers else {"a copy of the layers": layers}
     if (step.with_reference and not lora.rank) or step.moving_reference:  # with LoRA the base is the reference
         copies["the reference model"] = trained
-    if step.with_proxy:
+    if step.needs("proxy"):
         unstacked = layers if loops and not m.scan_layers and not lora.rank else 0
         copies["the proxy model"] = trained + unstacked
     return copies

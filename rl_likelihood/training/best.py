@@ -48,8 +48,9 @@ class Best:
     """The result of `best_of` on the evaluations in a workdir that the run itself made, equal in every process. With
     an empty `name`, no step is best."""
 
-    def __init__(self, workdir: Path, name: str, higher: bool, fast_split: bool) -> None:
-        self.workdir, self.name, self.higher, self.fast_split = workdir, name, higher, fast_split
+    def __init__(self, workdir: Path, name: str, fast_split: bool) -> None:
+        self.workdir, self.name, self.fast_split = workdir, name, fast_split
+        self.higher = bool(name) and higher_is_better(name)
         self.step, self.since = -1, 0
         self.look()
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import jax
 
-from rl_likelihood.learner.adversarial import init_run_state, make_run_step
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import init_reference
+from rl_likelihood.learner.step import init_reference, init_state, make_step
 from rl_likelihood.rollouts.asked_judge import StepJudge, judge_of, refuse_judge
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, using
@@ -27,11 +26,11 @@ def dry_run(c: Config) -> None:
     task, params = load(c, mesh=mesh)
     announce(task, devices, None, None)
     optimizer, batch = make_optimizer(c.optimizer), step_batch(c, task.fmt, mesh).replace(common=len(task.common))
-    state = jax.eval_shape(lambda p: init_run_state(trained(task, p), optimizer, c.step, task.model.width), params)
+    state = jax.eval_shape(lambda p: init_state(trained(task, p), optimizer, c.step), params)
     reference = jax.eval_shape(lambda p: init_reference(p, mesh, task.model, c.step), params)
     judge = judge_of(task, devices, Path()) if c.judge_in_step else None
     in_step = (judge.judge, (judge.of_step(reference),)) if isinstance(judge, StepJudge) else (None, ())
-    step = make_run_step(task.model, c.step, optimizer, mesh, batch, in_step[0])
+    step = make_step(task.model, c.step, optimizer, mesh, batch, in_step[0])
     start = time.perf_counter()
     with using(mesh):
         lowered = step.lower(state, reference, batch, *in_step[1])

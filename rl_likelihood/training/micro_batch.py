@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from rl_likelihood.learner.packing import pack
 from rl_likelihood.learner.step import Models, gradients
 from rl_likelihood.mesh import by_prompt, compiler_options, cores, divides, put
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, using

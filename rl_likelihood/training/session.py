@@ -12,7 +12,7 @@ import numpy as np
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.learner.step import all_finite
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.model.lora import effective
 from rl_likelihood.report.metrics import MetricsWriter
 from rl_likelihood.report.table_text import evaluation_line
@@ -124,15 +124,17 @@ def evaluate_once(
         evaluation(r, params, step, stage, rows, fast)
 
 
-def without_progress(r: Run, state: TrainState, source: Source, policy: Params) -> bool:
-    """Saves the state if its evaluation is the best by train.best. Returns whether train.patience ends the run; if so,
-    evaluates and saves it."""
+def save_if_best(r: Run, state: TrainState, source: Source) -> None:
+    """Saves the state if its evaluation is the best by train.best."""
+    if r.config.train.best:
+        r.best.look()
+        if r.best.is_best(int(state.step)):
+            r.save(state, source.state())
+
+
+def out_of_patience(r: Run, state: TrainState, source: Source, policy: Params) -> bool:
+    """Whether train.patience ends the run. If so, evaluates and saves it."""
     t, step = r.config.train, int(state.step)
-    if not t.best:
-        return False
-    r.best.look()
-    if r.best.is_best(step):
-        r.save(state, source.state())
     if not t.patience or r.best.since < t.patience:
         return False
     say(f"ends after step {step}: {r.best.since} evaluations without a better {t.best} than that of step {r.best.step}")

@@ -24,7 +24,7 @@ from rl_likelihood.learner.batching import given_rollout, to_batch
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import all_finite, init_state, make_step, state_shardings
 from rl_likelihood.mesh import by_prompt, put
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.architecture import Params
 from rl_likelihood.model.lora import merged
 from rl_likelihood.progress import Progress
 from rl_likelihood.rollouts.conversations import conversations_of, say_longer, targets_of

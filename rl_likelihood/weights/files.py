@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from rl_likelihood.files import gguf_of, replace
-from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs
+from rl_likelihood.model.architecture import ModelConfig, Params, Spec, is_spec, param_specs
 from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import gguf_file, hugging_face
@@ -210,6 +210,8 @@ def save(
     when None. config.json comes last, so an interrupted save leaves a folder that does not load. UserError
     when the folder holds other weights that would mix with these.
     """
+    from huggingface_hub import split_state_dict_into_shards_factory  # slow to import
+
     want = {k: v.shape for k, v in flatten_dict(param_specs(cfg), sep=".").items()}
     have = {k: tuple(v.shape) for k, v in flatten_dict(params, sep=".").items()}
     wanted, classifier = _of_file(cfg), "score" in params
@@ -224,20 +226,22 @@ def save(
                 "save parameters with the configuration they were made with"
             )
     path, to = Path(path), jax.numpy.dtype(dtype)
-    shards = _shards(wanted, to.itemsize, shard_bytes)
-    count = len(shards)
-    names = [WEIGHTS] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
-    _make_room(path, {*names, *([INDEX] if count > 1 else [])})
-    for name, shard in zip(names, shards, strict=True):
-        part = path / f"{name}.part"
-        arrays = {name: np.concatenate([_file_array(params, t, to) for t in parts]) for name, parts in shard}
+    tensors_of = dict(wanted)
+    shards = split_state_dict_into_shards_factory(
+        tensors_of,
+        get_storage_size=lambda parts: sum(math.prod(t.shape) for t in parts) * to.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    _make_room(path, {*shards.filename_to_tensors, *([INDEX] if shards.is_sharded else [])})
+    for file, names in shards.filename_to_tensors.items():
+        part = path / f"{file}.part"
+        arrays = {name: np.concatenate([_file_array(params, t, to) for t in tensors_of[name]]) for name in names}
         save_file(arrays, part, metadata={"format": "pt"})
         part.chmod(path.stat().st_mode & 0o666)  # safetensors makes it private to its user
-        part.replace(path / name)
-    if count > 1:
-        size = sum(math.prod(t.shape) for shard in shards for _, parts in shard for t in parts) * to.itemsize
-        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor, _ in shard}
-        _write_json(path / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+        part.replace(path / file)
+    if shards.is_sharded:
+        _write_json(path / INDEX, {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename})
     config = hugging_face.config_to_hf(cfg, dtype, classifier)
     if generation is not None:
         _write_json(path / "generation_config.json", generation)
@@ -294,20 +298,6 @@ def _of_file(cfg: ModelConfig) -> list[tuple[str, list[Tensor]]]:
     for t in tensors(cfg):
         out.setdefault(f"model.layers.{t.at[0]}.{into[t.key]}" if t.key in into else t.name, []).append(t)
     return list(out.items())
-
-
-def _shards(wanted: list[tuple[str, list[Tensor]]], itemsize: int, limit: int) -> list[list[tuple[str, list[Tensor]]]]:
-    """Split in order, each part at most `limit` bytes (or a single tensor)."""
-    shards: list[list[tuple[str, list[Tensor]]]] = [[]]
-    size = 0
-    for name, parts in wanted:
-        n = sum(math.prod(t.shape) for t in parts) * itemsize
-        if shards[-1] and size + n > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append((name, parts))
-        size += n
-    return shards
 
 
 def _make_room(path: Path, names: set[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from gguf import GGUFReader, dequantize
 
 from rl_likelihood.files import gguf_reader
-from rl_likelihood.model.decoder import ModelConfig
+from rl_likelihood.model.architecture import ModelConfig
 from rl_likelihood.model.rope import RopeScaling
 from rl_likelihood.shapes import UserError
 from rl_likelihood.weights.families import FAMILIES

@@ -3,7 +3,7 @@
 import difflib
 from pathlib import Path
 
-from rl_likelihood.model.decoder import ModelConfig
+from rl_likelihood.model.architecture import ModelConfig
 from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import hugging_face
 

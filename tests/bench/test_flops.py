@@ -8,7 +8,8 @@ import numpy as np
 
 from bench import flops
 from bench.flops import Shape
-from rl_likelihood.model.decoder import Completions, forward, head_matrix
+from rl_likelihood.model.architecture import head_matrix
+from rl_likelihood.model.decoder import Completions, forward
 from rl_likelihood.model.decoding import decoding_layout
 from rl_likelihood.model.decoding import prefill as prefill_of
 from rl_likelihood.model.head import logits

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from bench import flops, machine, peers, token_weights, work
-from rl_likelihood.model.decoder import ModelConfig
+from rl_likelihood.model.architecture import ModelConfig
 
 NANO = ModelConfig("llama", 64, 16, 2, 4, 2, 4, 32, scan_layers=False)
 SHAPE = flops.Shape(2, 2, 8, 4)

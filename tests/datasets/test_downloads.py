@@ -12,6 +12,7 @@ import pytest
 
 from rl_likelihood import progress
 from rl_likelihood.datasets import DATASETS, files, prepare
+from rl_likelihood.datasets.sources import OWN
 from rl_likelihood.shapes import UserError
 from tests.datasets.test_prepare import gsm8k
 from tests.servers import slow_server
@@ -80,3 +81,5 @@ def test_a_data_set_of_the_hub_is_a_source(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=words):
             prepare.prepare("gsm8k", source, str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match=r"owner/absent cannot be fetched \(404\); give .* with data.train_path"):
+        files.locate(["hf:owner/absent"], OWN, "data.train_path")

@@ -66,6 +66,14 @@ def test_a_folder_of_texts_is_split_by_work(tmp_path):
     assert of(train) == {"1.txt"} and of(held) == {"2.txt"}
 
 
+@pytest.mark.parametrize("first", ["[Illustration]", "{1}", '{"text": "one"}'])
+def test_a_text_may_begin_as_json_does(first, tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"{first}\n{name}\nthree")
+    train, held, _ = sources.load(config(tmp_path, VERSE, heldout_size=1))
+    assert {row.prompt for row in (*train, *held)} == {f"{first}\na", f"{first}\nb"}
+
+
 def test_a_work_of_verse_is_a_poem_or_a_file(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name}{i}\ny\nz" for i in range(5)))
@@ -96,6 +104,22 @@ def test_what_cannot_be_used_is_refused_or_counted_and_named(name, data, cfg, wo
     train, held, report = sources.load(config(tmp_path, cfg, skip_bad_rows=True))
     assert len(train) == len(held) == 1 and len(report.bad_rows) == 1
     assert all(word in report.bad_rows[0] for word in words)
+
+
+def test_texts_of_which_none_is_usable_are_refused_with_the_first_reason(tmp_path):
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    for name in "abc":
+        for folder in (good, bad):
+            folder.mkdir(exist_ok=True)
+            (folder / f"{name}.txt").write_text(f"{name}\ntwo\nthree" if folder == good else f"{name}\ntwo")
+    for train, held in ((bad, ""), (bad, good), (good, bad)):
+        cfg = config(train, VERSE, heldout_path=str(held), skip_bad_rows=True)
+        with pytest.raises(UserError, match=r"/bad has no usable text \(.*/bad/a.txt row 1: poem 1 .* has 2 lines"):
+            sources.load(cfg)
+    assert len(sources.load(config(bad, VERSE, heldout_path=str(good), skip_bad_rows=True), training=False)[1]) == 3
+    (bad / "b.txt").write_text("b\ntwo\nthree")
+    with pytest.raises(UserError, match=r"/bad holds one work \(left out: .*/bad/a.txt row 1: poem 1"):
+        sources.load(config(bad, VERSE, skip_bad_rows=True))
 
 
 def test_a_folder_without_texts_is_refused(tmp_path):

@@ -20,7 +20,7 @@ from rl_likelihood.envs.calls import (
     parse,
     text_of,
 )
-from rl_likelihood.envs.telecom_rollouts import TOOLS
+from rl_likelihood.envs.telecom import CONVERSATION_TOOLS as TOOLS
 from rl_likelihood.envs.tools import Call, Parameter, Tool, schema, signature, table
 from rl_likelihood.grading.code import tool_call
 from rl_likelihood.shapes import UserError

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from rl_likelihood.envs import telecom, telecom_rollouts
+from rl_likelihood.envs import telecom
 from rl_likelihood.envs.calculator import Calculator
 from rl_likelihood.envs.calls import text_of
 from rl_likelihood.envs.protocol import Reply, Start, play, problem_of
 from rl_likelihood.envs.table import EnvConfig
-from rl_likelihood.envs.telecom_rollouts import Telecom, system_prompt
+from rl_likelihood.envs.telecom import Telecom, system_prompt
 from rl_likelihood.envs.tools import Call
 from rl_likelihood.shapes import Example, UserError
 from rl_likelihood.tables import begun
@@ -219,7 +219,7 @@ def test_a_transfer_agrees_with_the_reference_whatever_its_summary():
 
 @needs_tau2
 def test_always_transferring_scores_20_of_the_114_base_tasks():
-    environment, splits = telecom_rollouts.read(REAL), telecom.read_json(Path(REAL) / "split_tasks.json")
+    environment, splits = telecom.read(REAL), telecom.read_json(Path(REAL) / "split_tasks.json")
     transfer = call("transfer_to_human_agents", summary="I cannot.")
     paid = {}
     for name in ("train", "test", "base"):
@@ -247,7 +247,7 @@ def test_prompts_name_every_tool_and_how_to_call_it(tmp_path):
     for prompt in ("compact", "full"):
         for style, field in (("hermes", "<tool_call>"), ("llama3", '"parameters"'), ("json", '"arguments"')):
             text = system_prompt(prompt, style, tmp_path)
-            assert all(tool in text for tool in telecom_rollouts.TOOLS) and field in text.rsplit("Write", 1)[1]
+            assert all(tool in text for tool in telecom.CONVERSATION_TOOLS) and field in text.rsplit("Write", 1)[1]
             at_once = system_prompt(prompt, style, tmp_path, at_once=True)
             kept = [line for line in text.splitlines() if not line.startswith("- Look the customer")]
             assert "\n".join(kept).replace("one call at a time", "all calls in one message") == at_once != text

@@ -14,8 +14,8 @@ import pytest
 from configs.telecom import get_config
 from rl_likelihood.data.tokenizer import load_tokenizer
 from rl_likelihood.envs import telecom, telecom_agent, telecom_device
+from rl_likelihood.envs.telecom import Telecom, system_prompt
 from rl_likelihood.envs.telecom_phone import band, search, speed
-from rl_likelihood.envs.telecom_rollouts import Telecom, system_prompt
 from rl_likelihood.envs.telecom_state import make_world, read_world
 from rl_likelihood.envs.tools import Call
 from rl_likelihood.shapes import UserError

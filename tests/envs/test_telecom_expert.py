@@ -6,11 +6,11 @@ import json
 
 import pytest
 
+from rl_likelihood.datasets.tau2_telecom import expert_turns, question, reference_turns, whole
 from rl_likelihood.envs import telecom
 from rl_likelihood.envs.calls import text_of
 from rl_likelihood.envs.telecom_expert import solve
 from rl_likelihood.envs.telecom_state import read_world
-from rl_likelihood.envs.telecom_turns import expert_turns, question, reference_turns, whole
 from tests.envs.small_world import LINE, REAL, needs_tau2, task, world
 
 MMS = "Cannot send MMS messages. Customer name: Ada Low, phone number: 2-2, current location: abroad in France."

@@ -14,7 +14,7 @@ from rl_likelihood.config import build
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.evaluation import statistics
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
-from rl_likelihood.model.decoder import param_specs
+from rl_likelihood.model.architecture import param_specs
 from rl_likelihood.task import load
 from rl_likelihood.weights import files
 from tests.runs import small_config

@@ -18,7 +18,8 @@ from rl_likelihood.evaluation.evaluate import Evaluation, _marks, _scores, token
 from rl_likelihood.grading.graders import extract_answer
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.model import splash
-from rl_likelihood.model.decoder import forward, head_matrix, init
+from rl_likelihood.model.architecture import head_matrix, init
+from rl_likelihood.model.decoder import forward
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import CHAIN, SAMPLED

@@ -110,6 +110,16 @@ def test_an_evaluation_of_texts(tmp_path):
     assert flat["perplexity"] == out["perplexity"] and flat["perplexity_by_initial"] != out["perplexity"]
 
 
+def test_an_evaluation_in_training_leaves_the_initial_model_to_a_later_one(tmp_path):
+    """Training asks no initial model, also where its config has eval.by_initial."""
+    more = {"eval__texts": "verse", "eval__grader": "none", "eval__prompts": 2, "eval__by_initial": True}
+    task, params = letters(task_of(**more)[0])
+    of = lambda initial: evaluate(Evaluation(task, params, task.heldout, folder=tmp_path, initial=initial))
+    in_training, later = of(None), of(params)
+    assert "perplexity_by_initial" not in in_training and later["records"] != in_training["records"]
+    assert later["perplexity_by_initial"] == later["perplexity"] == in_training["perplexity"]
+
+
 def test_texts_are_not_graded():
     with pytest.raises(UserError, match="eval.texts is 'prose'.*eval.grader is 'exact_match'"):
         build(small_config(eval__texts="prose"))

@@ -195,5 +195,4 @@ def test_code_is_refused_where_it_cannot_be_isolated_unless_that_is_allowed(monk
     assert code.code_tests(task, "    return x * x") is None  # not run, and nobody's wrong answer
     with Pool(unsafe_code=True) as pool:
         assert pool.grade("code_tests", [task] * 2, ["    return x * x", "    return x"]) == [True, False]
-        assert pool.kept_from_code == ()
     assert "a sandbox that keeps from them: nothing" in capfd.readouterr().err

@@ -14,12 +14,12 @@ from rl_likelihood.data.judged_text import SCORE, Reader
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.tokenizer import vocab_bytes
 from rl_likelihood.learner import adversarial, reward_step
-from rl_likelihood.learner.adversarial import init_run_state, make_run_step, optimizers_of
+from rl_likelihood.learner.adversarial import optimizers_of
 from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge, word_logits
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.reward_step import PreferenceConfig, make_reward_step
 from rl_likelihood.learner.rows import CriticConfig
-from rl_likelihood.learner.step import init_state, make_step
+from rl_likelihood.learner.step import init_state, make_step, state_shardings
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.runtime.devices import using
@@ -55,8 +55,8 @@ def config(critic):
 
 def stepped(critic, batch, mesh):
     cfg = config(critic)
-    state = init_run_state(random_params(MODEL), OPTIMIZER, cfg, MODEL.width)
-    step = make_run_step(MODEL, cfg, OPTIMIZER, mesh, batch)
+    state = init_state(random_params(MODEL), OPTIMIZER, cfg)
+    step = make_step(MODEL, cfg, OPTIMIZER, mesh, batch)
     with using(mesh):
         return jax.tree.map(np.asarray, step(state, None, batch))
 
@@ -71,7 +71,7 @@ def test_it_is_the_critics_step_and_then_the_policys():
     optimizers = optimizers_of(critic)
     alone = make_reward_step(MODEL, PreferenceConfig(), optimizers, mesh, PAIRS)
     with using(mesh):
-        of_critic, told = alone(reward_step.init_state(random_params(MODEL), MODEL.width, optimizers), PAIRS)
+        of_critic, told = alone(reward_step.init_state(random_params(MODEL), optimizers), PAIRS)
     close(state.critic, of_critic)
     assert out["critic/loss"] == told["loss/preference"] and out["critic/accuracy"] == told["preference/accuracy"]
     judge = make_judge(Judge("critic", MODEL))
@@ -142,14 +142,14 @@ def told(keep):
     critic = dataclasses.replace(CRITIC, replay=keep, replay_share=0.5, head_lr=0.05, lr=1e-2)
     critic = dataclasses.replace(critic, optimizer=dataclasses.replace(OF_POLICY, total_steps=1000))
     cfg, experts, mesh = config(critic), Experts(reader, 0, keep), one_device()
-    state = init_run_state(random_params(model), OPTIMIZER, cfg, model.width)
+    state = init_state(random_params(model), OPTIMIZER, cfg)
     judge, step, out = make_judge(Judge("critic", model)), None, []
     asked = judged_text.encode(reader, ["Q?"], [[("ee",), ("aa",)]]).judged
     for said, steps in (("aa", 30), ("bb", 50)):
         for _ in range(steps):
             compared, replayed, _ = experts.read(rows, [[said] * G] * P)
             batch = random_batch(8, P, G).replace(host_rewards={}, compared=compared, replayed=replayed)
-            step = step or make_run_step(model, cfg, OPTIMIZER, mesh, batch)
+            step = step or make_step(model, cfg, OPTIMIZER, mesh, batch)
             with using(mesh):
                 state, _, _ = step(state, None, batch)
         usual, left = np.asarray(judge(JudgeParams(state.critic.params, state.critic.opt_state.head), asked))[0]
@@ -165,5 +165,5 @@ def test_with_replay_the_critic_remembers_a_mode_that_the_policy_left():
 
 def test_without_a_critic_the_state_has_none():
     cfg = rewarded("math")
-    assert init_run_state(random_params(MODEL), OPTIMIZER, cfg, MODEL.width).critic is None
-    assert adversarial.run_state_shardings(one_device(), MODEL, OPTIMIZER, cfg).critic is None
+    assert init_state(random_params(MODEL), OPTIMIZER, cfg).critic is None
+    assert state_shardings(one_device(), MODEL, OPTIMIZER, cfg).critic is None

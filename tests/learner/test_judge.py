@@ -120,6 +120,27 @@ def test_in_the_step_as_before_it_and_on_eight_devices_as_on_one(judge, shape):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
 
 
+def test_a_row_without_a_finite_number_is_dropped_in_the_step_and_counted():
+    """One row has a token whose embedding is NaN."""
+    bad = JUDGED.replace(rows=np.where(JUDGED.rows == 39, 38, JUDGED.rows))
+    bad = bad.replace(prompt=np.where(bad.prompt == 39, 38, bad.prompt))
+    bad.rows[2, 1, 0] = 39
+    embed = np.array(PARAMS["embed"])
+    embed[39] = np.nan
+    params = JudgeParams({**PARAMS, "embed": embed}, HEAD)
+    numbers = np.asarray(make_judge(VALUE)(params, bad))
+    ok = np.isfinite(numbers)
+    assert (~ok).sum() == 1 and not ok[2, 1]
+    given = BATCH.replace(host_rewards={}, judged=bad)
+    assert judge_batch(params, VALUE, given, P)[1] == 1
+    want = BATCH.replace(host_rewards={VALUE.name: np.where(ok, numbers, 0)}, keep=BATCH.keep & ok)
+    got = stepped(VALUE, params, given, one_device())
+    assert np.isfinite(got[1]).all()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, stepped(VALUE, params, want, one_device())
+    )
+
+
 def test_in_parts_as_at_once_and_with_layers_unrolled():
     params, model = JudgeParams(PARAMS, HEAD), dataclasses.replace(MODEL, scan_layers=False)
     judge = dataclasses.replace(VALUE, model=model)
@@ -132,7 +153,8 @@ def test_in_parts_as_at_once_and_with_layers_unrolled():
 
 def test_no_gradient_runs_through_the_judge():
     def reward(params):
-        return judge_batch(JudgeParams(params, HEAD), VALUE, BATCH.replace(judged=JUDGED), P).host_rewards[VALUE.name]
+        batch, _ = judge_batch(JudgeParams(params, HEAD), VALUE, BATCH.replace(judged=JUDGED), P)
+        return batch.host_rewards[VALUE.name]
 
     gradient = jax.grad(lambda params: reward(params).sum())(PARAMS)
     assert not any(np.asarray(x).any() for x in jax.tree.leaves(gradient)) and np.asarray(reward(PARAMS)).any()

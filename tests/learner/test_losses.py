@@ -10,8 +10,8 @@ import pytest
 from rl_likelihood.learner.rows import row_stats
 from rl_likelihood.learner.step import filtered, gradients
 from rl_likelihood.learner.surrogate import Counts, LossConfig, aggregate, length_weights, policy_loss
-from rl_likelihood.rewards import shaping
-from rl_likelihood.rewards.shaping import FilterConfig
+from rl_likelihood.rewards import group_filter, shaping
+from rl_likelihood.rewards.group_filter import FilterConfig
 from rl_likelihood.shapes import TAG, TrainState
 from tests.small import random_batch, random_params, rewarded, tiny
 
@@ -108,7 +108,7 @@ def test_dro_leaves_out_groups_in_which_no_answer_token_moves():
     ]
     threshold = float(np.median(spread))
     cfg = dataclasses.replace(cfg, filter=FilterConfig(mode="token_spread", threshold=threshold))
-    state = TrainState(step=jnp.int32(0), params=PARAMS, opt_state=(), filter=shaping.init_filter())
+    state = TrainState(step=jnp.int32(0), params=PARAMS, opt_state=(), filter=group_filter.init_filter())
     counted = jax.jit(lambda state: filtered(state, (None, None), batch, MODEL, cfg)[0].counted)(state)
     assert np.asarray(counted).tolist() == [s >= threshold for s in spread] and 0 < np.asarray(counted).sum() < 4
 

@@ -19,10 +19,10 @@ from rl_likelihood.learner.step import filtered, gradients, init_state
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import by_prompt, make_mesh, put
 from rl_likelihood.model import splash
-from rl_likelihood.model.decoder import shardings
+from rl_likelihood.model.architecture import shardings
 from rl_likelihood.model.lora import LoraConfig, as_base, base_specs, trained_specs
 from rl_likelihood.planning.aot import count_flops
-from rl_likelihood.rewards.shaping import FilterConfig
+from rl_likelihood.rewards.group_filter import FilterConfig
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, NoChainRows, Prompts, ShownPrompts, rounded
 from tests.model.test_lora import random_adapters

@@ -20,13 +20,13 @@ import pytest
 
 import rl_likelihood
 from rl_likelihood.config import all_fields
-from rl_likelihood.learner.rows import observe
+from rl_likelihood.learner.observation import observe
 from rl_likelihood.learner.step import filtered, gradients
 from rl_likelihood.learner.surrogate import advantages, leave_one_out
-from rl_likelihood.rewards import mixture, shaping
+from rl_likelihood.rewards import group_filter, reward_sum
+from rl_likelihood.rewards.group_filter import FilterConfig
 from rl_likelihood.rewards.intrinsic import INTRINSIC
 from rl_likelihood.rewards.likelihood import OBJECTIVES
-from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TrainState
 from tests.small import random_batch, random_params, reference_log_distributions, rewarded, tiny
 
@@ -39,7 +39,7 @@ BATCH = random_batch(8, P, G, S, T, sampled=True)
 
 TRUNCATED = np.array([[True, False, False], [False, False, False], [True, True, False], [True, True, True]])
 OPEN = random_batch(8, P, G, S, T).replace(truncated=TRUNCATED)
-run_observe = jax.jit(lambda params, batch, cfg: observe(params, None, MODEL, batch, cfg), static_argnums=2)
+run_observe = jax.jit(lambda params, batch, cfg: observe(params, (None, None), MODEL, batch, cfg), static_argnums=2)
 
 
 @pytest.mark.parametrize("name", ["log_prob", "prob"])
@@ -50,8 +50,8 @@ def test_an_unusable_chain_poisons_nobody(truncated, name):
     # Answers of log-probs near -100: what a chain that makes no sense may lead to.
     forward = jax.device_get(run_observe(PARAMS | {"final_norm": PARAMS["final_norm"] * 20}, OPEN, cfg))
     observation, logp = forward.observation, forward.rows.stats.log_prob
-    f, _, _ = mixture.objective(observation, cfg.reward)
-    d = leave_one_out(f, observation.logp, observation.scored, observation.keep)
+    f, _, _ = reward_sum.objective(observation, cfg.reward)
+    d = leave_one_out(f, observation.floored_logp, observation.scored, observation.keep)
     got = np.asarray(advantages(d, observation.keep, "loo"))
     per_token = np.where(TRUNCATED[..., None], -6.0, logp) if truncated == "floor" else logp
     reward = np.where(OPEN.scored, per_token, 0).sum(-1, dtype=np.float64)
@@ -114,15 +114,13 @@ def test_statistics_and_log_probs_are_of_the_same_tempered_distribution():
         "self_certainty": -table.mean(-1) - np.log(MODEL.vocab_size),
     }
     for name, x in expected.items():
-        np.testing.assert_allclose(
-            getattr(observation.sampled, name)[mask], x[mask], rtol=2e-4, atol=2e-5, err_msg=name
-        )
-    raw, less = (np.asarray(INTRINSIC[k](observation.sampled)) for k in ("self_certainty_raw", "self_certainty"))
+        np.testing.assert_allclose(getattr(observation.policy, name)[mask], x[mask], rtol=2e-4, atol=2e-5, err_msg=name)
+    raw, less = (np.asarray(INTRINSIC[k](observation.policy)) for k in ("self_certainty_raw", "self_certainty"))
     np.testing.assert_allclose(raw - less, np.log(MODEL.vocab_size), rtol=1e-4)
     # The reference answer was not sampled: its likelihood is that of the model itself.
     at_one = reference_log_distributions(PARAMS, MODEL, BATCH)
     answer = np.take_along_axis(at_one, BATCH.completion[..., None], -1)[..., 0]
-    np.testing.assert_allclose(observation.logp[BATCH.scored], answer[BATCH.scored], rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(observation.floored_logp[BATCH.scored], answer[BATCH.scored], rtol=2e-4, atol=2e-5)
 
 
 # ------------------------------------------------------------------ rewards rounded to bfloat16
@@ -133,7 +131,7 @@ def test_rewards_closer_than_a_bfloat16_step_keep_their_group():
     reward = np.float32([[0.5, 0.5005, 0.501], [0.5, 0.5, 0.5], [0.25, 0.2502, 0.2501], [1.0, 1.001, 1.0]])
     assert all(len(set(row)) == 1 for row in np.asarray(jnp.asarray(reward, jnp.bfloat16)).tolist())
     cfg = rewarded("math", two_branches=True, filter=FilterConfig(mode="std_below", threshold=5e-5))
-    state = shaping.init_filter()
+    state = group_filter.init_filter()
 
     @jax.jit
     def run(params, batch):

@@ -12,12 +12,12 @@ import pytest
 
 from rl_likelihood.config import apply_preset, build
 from rl_likelihood.learner import posterior, step
+from rl_likelihood.learner.observation import Forward
 from rl_likelihood.learner.posterior import Chains, PosteriorConfig
-from rl_likelihood.learner.rows import Forward
 from rl_likelihood.learner.step import gradients
 from rl_likelihood.learner.surrogate import Counts, LossConfig
 from rl_likelihood.model.decoder import forward
-from rl_likelihood.rewards import mixture
+from rl_likelihood.rewards import reward_sum
 from rl_likelihood.rewards.reward import Observation
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, Batch, ShownPrompts
 from tests.runs import small_config
@@ -204,9 +204,9 @@ def test_one_group_of_covrl_by_hand():
         chains = Chains(plain, shown, batch.segment == CHAIN, batch.keep, from_shown)
         bonus = -cfg.posterior.kl * jax.lax.stop_gradient(posterior.kl_rows(chains, cfg.posterior.target))
         seen = Observation(answers, batch.scored, batch.keep, batch.truncated, None, np.zeros((1, G)), {})
-        f, reward, _ = mixture.objective(seen, cfg.reward, bonus)
+        f, reward, _ = reward_sum.objective(seen, cfg.reward, bonus)
         forward = Forward(None, seen, None, chains)
-        got, policy, answer = step._mixture_terms(forward, f, reward, batch, cfg, Counts(1.0, 8.0))
+        got, policy, answer = step._posterior_terms(forward, f, reward, batch, cfg, Counts(1.0, 8.0))
         return policy + cfg.loss.answer_term * answer, (got, policy, reward)
 
     slopes, (got, policy, reward) = jax.grad(terms, (0, 1, 2), has_aux=True)(wide(p), wide(q), answers)

@@ -1,4 +1,4 @@
-"""Properties of advantages and mixtures by themselves, without a model."""
+"""Properties of advantages and sums of rewards by themselves, without a model."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_likelihood.learner.surrogate import advantages, leave_one_out
-from rl_likelihood.rewards import mixture, shaping
-from rl_likelihood.rewards.intrinsic import SampledStats
+from rl_likelihood.rewards import reward_sum, shaping
+from rl_likelihood.rewards.intrinsic import PolicyStats
 from rl_likelihood.rewards.likelihood import OBJECTIVES, kept_mean
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.tables import parse_reward
@@ -68,11 +68,11 @@ def test_the_published_group_of_rlpr_by_its_preset():
     score = np.log(np.float32([[0.8, 0.6, 0.5, 0.3]] * 2))[..., None]
     ones = np.ones((2, 4), bool)
     observation = Observation(
-        logp=score,
+        floored_logp=score,
         scored=ones[..., None],
         keep=ones,
         truncated=~ones,
-        sampled=SampledStats(score, score, score, ones[..., None], V),
+        policy=PolicyStats(score, score, score, ones[..., None], V),
         chain_tokens=np.ones((2, 4), np.float32),
         host_rewards={
             "format": np.float32([[1, 1, 0, 1]] * 2),
@@ -81,7 +81,7 @@ def test_the_published_group_of_rlpr_by_its_preset():
         baseline=np.float32([0.45, 0.45]),
     )
     cfg = RewardConfig(terms=parse_reward("0.9*rlpr + 0.1*format + repetition"))
-    f, reward, rows = mixture.objective(observation, cfg)
+    f, reward, rows = reward_sum.objective(observation, cfg)
     np.testing.assert_allclose(rows["rlpr"][0], [0.35, 0.15, 0.05, 0], atol=1e-6)
     np.testing.assert_allclose(reward[0], [0.415, 0.235, 0.045, 0.100], atol=1e-6)
     assert float(shaping.group_std(reward, ones)[0]) == pytest.approx(0.16479, abs=5e-6)

@@ -73,7 +73,7 @@ def _run(params, models, batch, cfg):
 
 def run(batch, cfg, params=PARAMS):
     """(gradients, metrics, values of rows), as numpy."""
-    models = (REF if cfg.with_reference else None, PROXY if cfg.with_proxy else None)
+    models = (REF if cfg.with_reference else None, PROXY if cfg.needs("proxy") else None)
     return jax.device_get(_run(params, models, batch, cfg))
 
 

@@ -53,7 +53,7 @@ LOG_MARGINAL = -0.878410
 
 
 @pytest.mark.parametrize("text, g, exact", [*((*row, True) for row in ROWS), ("jepo", 4, False), ("prob", 4, False)])
-def test_the_table_by_the_mixture(text, g, exact):
+def test_the_table_by_the_sum(text, g, exact):
     """The table has six digits, and training's float32 is as close to them as float64."""
     j, d_chain, d_answer = ROWS[text, g]
     grads, value = expected("three", g, LossConfig(), text, exact=exact)

@@ -44,7 +44,7 @@ def batch(seed, p=8, q=3, u=5):
 def after(shape=None, size=0, steps=3):
     mesh = one_device() if shape is None else make_mesh(shape)
     step = make_reward_step(MODEL, CFG, OPTIMIZERS, mesh, batch(0), size)
-    state = init_state(random_params(MODEL, scale=0.2), MODEL.width, OPTIMIZERS)
+    state = init_state(random_params(MODEL, scale=0.2), OPTIMIZERS)
     with using(mesh):
         for i in range(steps):
             state, out = step(state, batch(i))

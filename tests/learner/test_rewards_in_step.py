@@ -1,4 +1,4 @@
-"""Terms, mixtures, filters, NOVER's proxy and the row without a chain, inside the jitted step."""
+"""Terms, sums, filters, NOVER's proxy and the row without a chain, inside the jitted step."""
 
 import dataclasses
 import functools
@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from rl_likelihood.learner.measures import metrics
+from rl_likelihood.learner.observation import observe
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
-from rl_likelihood.learner.rows import ProxyConfig, observe, row_stats
+from rl_likelihood.learner.rows import ProxyConfig, row_stats
 from rl_likelihood.learner.step import gradients, init_state, make_step
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.planning.aot import count_flops
 from rl_likelihood.rewards import shaping
+from rl_likelihood.rewards.group_filter import FilterConfig
 from rl_likelihood.rewards.intrinsic import INTRINSIC
-from rl_likelihood.rewards.mixture import objective
 from rl_likelihood.rewards.reward import Observation, RewardConfig
-from rl_likelihood.rewards.shaping import FilterConfig
+from rl_likelihood.rewards.reward_sum import objective
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, NoChainRows
 from rl_likelihood.tables import parse_reward, reward_table
 from tests.small import one_device, random_batch, random_params, reference_log_distributions, rewarded, tiny
@@ -72,7 +73,7 @@ def test_every_term_gives_a_finite_gradient_and_a_row_number(name):
     text = TEXTS.get(name, name)
     reference = jax.tree.map(lambda x: x * 1.1, PARAMS)
     proxy = reference if name.startswith("nover") else None
-    initial = reference if reward_table()[name].initial else None
+    initial = reference if "initial" in reward_table()[name].needs else None
     batch = NO_CHAIN if name in SET_UP else BATCH
     grads, _, per_row = of(text, batch, models=(initial, proxy), **SET_UP.get(name, {}))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
@@ -94,7 +95,7 @@ def test_every_term_computed_on_the_host_comes_into_the_step_as_it_is():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads)) and largest(grads) > 0
 
 
-def test_a_mixture_has_the_gradients_of_its_terms_in_proportion():
+def test_a_sum_has_the_gradients_of_its_terms_in_proportion():
     mixed, *_ = of("2*log_prob + -0.5*math + 0.1*token_entropy")
     parts = [of(name)[0] for name in ("log_prob", "math", "token_entropy")]
     expected = jax.tree.map(lambda a, b, c: 2 * a - 0.5 * b + 0.1 * c, *parts)
@@ -153,7 +154,8 @@ def test_rewards_without_a_reference_read_the_distribution_that_gave_the_token(n
 
 def test_an_entropy_in_bits_is_one_in_nats_over_log_two():
     nats, bits = (
-        observe(PARAMS, None, MODEL, BATCH, rewarded("token_entropy", two_branches=True)).observation for _ in range(2)
+        observe(PARAMS, (None, None), MODEL, BATCH, rewarded("token_entropy", two_branches=True)).observation
+        for _ in range(2)
     )
     rows = [
         objective(e, RewardConfig(terms=parse_reward("token_entropy"), entropy_base=b))[1]
@@ -392,8 +394,8 @@ def test_underflow_is_the_share_of_rows_whose_probability_is_zero_in_float32():
 
 
 def test_a_group_with_nothing_kept_gives_zero():
-    e = observe(PARAMS, None, MODEL, BATCH, rewarded("log_prob", two_branches=True)).observation
+    e = observe(PARAMS, (None, None), MODEL, BATCH, rewarded("log_prob", two_branches=True)).observation
     nothing = Observation(*e)._replace(keep=jnp.zeros((P, G), bool))
     f, reward, _ = objective(nothing, RewardConfig(terms=parse_reward("log_prob + math/std")))
     assert np.isfinite(reward).all()
-    np.testing.assert_array_equal(f(nothing.logp, nothing.scored, nothing.keep), np.zeros(P))
+    np.testing.assert_array_equal(f(nothing.floored_logp, nothing.scored, nothing.keep), np.zeros(P))

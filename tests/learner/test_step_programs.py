@@ -11,7 +11,7 @@ from rl_likelihood.learner.step import init_reference, init_state, make_score, m
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model import head
-from rl_likelihood.model.decoder import init
+from rl_likelihood.model.architecture import init
 from rl_likelihood.planning import hlo
 from rl_likelihood.planning.aot import count_flops
 from rl_likelihood.task import using

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from rl_likelihood.learner import surrogate
 from rl_likelihood.learner.surrogate import Counts, LossConfig, leave_one_out, policy_loss
-from rl_likelihood.rewards import mixture
-from rl_likelihood.rewards.intrinsic import SampledStats
+from rl_likelihood.rewards import reward_sum
+from rl_likelihood.rewards.intrinsic import PolicyStats
 from rl_likelihood.rewards.likelihood import OBJECTIVES, SCORES, kept_mean
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.tables import parse_reward
@@ -154,15 +154,15 @@ def test_a_sum_of_terms_keeps_its_digits_too():
     logp, mask = unlikely(-3000, 0.01, 40, 8)
     keep, rewards = mask[..., 0], np.float32(-2000) + np.arange(8, dtype=np.float32)[None] / 64 + np.zeros((3, 1))
     observation = Observation(
-        logp=logp,
+        floored_logp=logp,
         scored=mask,
         keep=keep,
         truncated=~keep,
-        sampled=SampledStats(logp, logp, logp, mask, 24),
+        policy=PolicyStats(logp, logp, logp, mask, 24),
         chain_tokens=np.ones(keep.shape, np.float32),
         host_rewards={"math": rewards.astype(np.float32)},
     )
-    f, *_ = mixture.objective(observation, RewardConfig(terms=parse_reward("2*log_prob + math + jepo/std")))
+    f, *_ = reward_sum.objective(observation, RewardConfig(terms=parse_reward("2*log_prob + math + jepo/std")))
     got = leave_one_out(f, logp, mask, keep)
     total = logp.sum(-1, dtype=np.float64)
     std = total.std(-1, ddof=1, keepdims=True)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rl_likelihood.learner.surrogate import LossConfig, leave_one_out
-from rl_likelihood.rewards import mixture, weighted
-from rl_likelihood.rewards.intrinsic import SampledStats
+from rl_likelihood.rewards import reward_sum, weighted
+from rl_likelihood.rewards.intrinsic import PolicyStats
 from rl_likelihood.rewards.max_rl import max_rl
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.tables import parse_reward
@@ -34,14 +34,14 @@ def observation(answer, base=BASE):
     scored = jnp.broadcast_to(jnp.arange(2 * a + 1) % 2 == 1, logp.shape)
     keep = jnp.ones((n, g), bool)
     none = jnp.zeros((n, g))
-    stats = SampledStats(logp, logp, logp, scored, 3)
+    stats = PolicyStats(logp, logp, logp, scored, 3)
     base = jnp.broadcast_to(jnp.asarray(base, jnp.float32), (n, base.shape[-1]))
     return Observation(logp, scored, keep, ~keep, stats, none, {}, no_chain_logp=base)
 
 
 def objective(answer, text, **changes):
     seen = observation(answer, BASE[:, : answer.shape[-1]])
-    f, rows, _ = mixture.objective(seen, RewardConfig(terms=parse_reward(text), **changes))
+    f, rows, _ = reward_sum.objective(seen, RewardConfig(terms=parse_reward(text), **changes))
     return seen, f, rows
 
 
@@ -53,9 +53,9 @@ def update(text, **changes):
         answer = token_log_probs(TWO, logits, TWO.answers)[GROUPS]
         chain = token_log_probs(TWO, logits, TWO.chains).sum(-1)[GROUPS]
         seen, f, _ = objective(answer, text, **changes)
-        held = jax.lax.stop_gradient(seen.logp)
+        held = jax.lax.stop_gradient(seen.floored_logp)
         d = jax.lax.stop_gradient(leave_one_out(f, held, seen.scored, seen.keep))
-        return (weight * ((d * chain).sum(-1) + f(seen.logp, seen.scored, seen.keep))).sum()
+        return (weight * ((d * chain).sum(-1) + f(seen.floored_logp, seen.scored, seen.keep))).sum()
 
     with jax.enable_x64(True):
         return np.asarray(jax.jit(jax.grad(total))(jnp.asarray(TWO.logits)))
@@ -144,9 +144,9 @@ def test_r3_by_hand():
     """Rows of (.9, .2, .5), (.9, .4, .5), (.9, .8, .5), (.9, .1, .5): all the weight is on the second token."""
     p = np.array([[[0.9, 0.2, 0.5], [0.9, 0.4, 0.5], [0.9, 0.8, 0.5], [0.9, 0.1, 0.5]]])
     seen = observation(jnp.log(p), np.log([[0.9, 0.3, 0.5]]))
-    f, rows, _ = mixture.objective(seen, RewardConfig(terms=parse_reward("r3"), baseline="live"))
+    f, rows, _ = reward_sum.objective(seen, RewardConfig(terms=parse_reward("r3"), baseline="live"))
     np.testing.assert_allclose(rows[0], [-1.2164, 0.8630, 2.9425, -3.2958], atol=1e-4)
-    d = leave_one_out(f, seen.logp, seen.scored, seen.keep)
+    d = leave_one_out(f, seen.floored_logp, seen.scored, seen.keep)
     np.testing.assert_allclose(d[0], (rows[0] - rows[0].mean()) / 3, atol=1e-5)
 
 
@@ -154,11 +154,11 @@ def test_r3_by_hand():
 def test_equal_rows_and_dropped_rows_give_nothing(text):
     changes = {} if text == "r3" else {"token_weights": "spread"}
     seen = observation(jnp.broadcast_to(jnp.log(jnp.array([0.9, 0.31, 0.5])), (1, 4, 3)))
-    f, rows, _ = mixture.objective(seen, RewardConfig(terms=parse_reward(text), **changes))
+    f, rows, _ = reward_sum.objective(seen, RewardConfig(terms=parse_reward(text), **changes))
     assert (np.asarray(rows) == 0).all()
-    assert (np.asarray(leave_one_out(f, seen.logp, seen.scored, seen.keep)) == 0).all()
+    assert (np.asarray(leave_one_out(f, seen.floored_logp, seen.scored, seen.keep)) == 0).all()
     nothing = jnp.zeros((1, 4), bool)
-    value, grad = jax.value_and_grad(lambda x: f(x, seen.scored, nothing).sum())(seen.logp)
+    value, grad = jax.value_and_grad(lambda x: f(x, seen.scored, nothing).sum())(seen.floored_logp)
     assert value == 0 and np.isfinite(grad).all()
 
 
@@ -191,8 +191,8 @@ def test_a_chain_worse_than_none_earns_nothing_and_its_answer_is_not_trained():
 
     def differentiated(*p, **clip):
         seen, f, rows = objective(jnp.log(jnp.array(p))[None, :, None], "nrt", token_weights="neg_log", **clip)
-        d = leave_one_out(f, seen.logp, seen.scored, seen.keep)
-        slope = jax.grad(lambda logp: f(logp, seen.scored, seen.keep).sum())(seen.logp)
+        d = leave_one_out(f, seen.floored_logp, seen.scored, seen.keep)
+        slope = jax.grad(lambda logp: f(logp, seen.scored, seen.keep).sum())(seen.floored_logp)
         return [np.asarray(x)[0].tolist() for x in (rows, d, slope[..., 1])]
 
     rows, d, slope = differentiated(0.5, 0.2, 0.1)

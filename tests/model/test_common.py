@@ -10,7 +10,8 @@ import pytest
 from rl_likelihood.learner.rows import row_stats
 from rl_likelihood.learner.step import gradients
 from rl_likelihood.mesh import make_mesh
-from rl_likelihood.model.decoder import LocalLayers, forward
+from rl_likelihood.model.architecture import LocalLayers
+from rl_likelihood.model.decoder import forward
 from rl_likelihood.model.decoding import prefill
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.sampler import decode

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from rl_likelihood.mesh import make_mesh, row_shards
-from rl_likelihood.model import decoder, decoding, views
-from rl_likelihood.model.decoder import Completions, LocalLayers, forward, head_matrix, param_specs
+from rl_likelihood.model import architecture, decoder, decoding, views
+from rl_likelihood.model.architecture import LocalLayers, head_matrix, param_specs
+from rl_likelihood.model.decoder import Completions, forward
 from rl_likelihood.model.head import token_stats
 from rl_likelihood.model.rope import LinearScaling, RopeScaling
 from rl_likelihood.shapes import PAD, REFERENCE, SAMPLED
@@ -274,11 +275,11 @@ def test_llama3_rope_frequencies():
 
 def test_init_follows_the_specs():
     cfg = tiny(width=64, mlp=96, vocab_size=200, qkv_bias=True, qk_norm=True, tied=False, layers=3)
-    params = jax.jit(lambda key: decoder.init(key, cfg))(jax.random.key(0))
+    params = jax.jit(lambda key: architecture.init(key, cfg))(jax.random.key(0))
     specs = param_specs(cfg)
-    is_spec = lambda x: isinstance(x, decoder.Spec)
+    is_spec = lambda x: isinstance(x, architecture.Spec)
     assert jax.tree.map(lambda s: s.shape, specs, is_leaf=is_spec) == jax.tree.map(jnp.shape, params)
-    assert decoder.count(params) == sum(np.prod(s.shape) for s in jax.tree.leaves(specs, is_leaf=is_spec))
+    assert architecture.count(params) == sum(np.prod(s.shape) for s in jax.tree.leaves(specs, is_leaf=is_spec))
     layers = params["layers"]
     for name, std in (("q", 0.02), ("gate", 0.02), ("o", 0.02 / 6**0.5), ("down", 0.02 / 6**0.5)):
         assert np.std(layers[name]) == pytest.approx(std, rel=0.1)

@@ -15,7 +15,7 @@ from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import gradients, make_score
 from rl_likelihood.mesh import by_prompt, make_mesh, put
-from rl_likelihood.model.decoder import Params, param_specs, shardings
+from rl_likelihood.model.architecture import Params, param_specs, shardings
 from rl_likelihood.model.decoding import fuse_layer, prefill
 from rl_likelihood.model.experts import experts_mlp
 from rl_likelihood.planning.aot import count_flops

@@ -14,7 +14,8 @@ from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.step import gradients, init_reference, init_state, make_step, reference_shardings
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import make_mesh
-from rl_likelihood.model.decoder import forward, is_spec, product
+from rl_likelihood.model.architecture import is_spec
+from rl_likelihood.model.decoder import forward, product
 from rl_likelihood.model.lora import MATRICES, LoraConfig, as_base, base_specs, effective, init_adapters, merged
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import UserError

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from rl_likelihood.data.tokenizer import load_tokenizer
 from rl_likelihood.export import export
-from rl_likelihood.model.decoder import forward, head_matrix
+from rl_likelihood.model.architecture import head_matrix
+from rl_likelihood.model.decoder import forward
 from rl_likelihood.model.head import logits, token_stats
 from rl_likelihood.weights import files
 from tests.parity.make_golden import GOLDEN, log_probs, tiny, torch_greedy, torch_logits, torch_model

@@ -11,7 +11,8 @@ pytest.importorskip("peft")
 import jax
 from peft import PeftModel
 
-from rl_likelihood.model.decoder import forward, head_matrix
+from rl_likelihood.model.architecture import head_matrix
+from rl_likelihood.model.decoder import forward
 from rl_likelihood.model.head import logits
 from rl_likelihood.model.lora import MATRICES, LoraConfig, effective
 from rl_likelihood.runtime import checkpoint

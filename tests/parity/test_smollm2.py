@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 
 from rl_likelihood.data.tokenizer import load_tokenizer, vocab_bytes
 from rl_likelihood.export import export
-from rl_likelihood.model.decoder import forward, head_matrix
+from rl_likelihood.model.architecture import head_matrix
+from rl_likelihood.model.decoder import forward
 from rl_likelihood.model.head import logits, token_stats
 from rl_likelihood.sampler.decode import generate, prepare
 from rl_likelihood.sampler.draw import Ends, Request

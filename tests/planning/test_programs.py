@@ -8,7 +8,7 @@ import pytest
 
 from rl_likelihood import plan
 from rl_likelihood.config import build
-from rl_likelihood.model.decoder import is_spec
+from rl_likelihood.model.architecture import is_spec
 from rl_likelihood.model.decoding import empty_cache
 from rl_likelihood.model.lora import MATRICES, LoraConfig, trained_specs
 from rl_likelihood.planning import aot, programs

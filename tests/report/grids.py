@@ -4,6 +4,7 @@ import numpy as np
 
 from rl_likelihood.report import metrics
 from rl_likelihood.report.table import Run
+from rl_likelihood.runtime import run_files
 
 
 def write_run(workdir, final, first=None, steps=4, done=True, samples=0, lag=0, seed=0):
@@ -62,26 +63,35 @@ def evaluation(greedy, perplexity):
     }
 
 
-def text_evaluation(level, by_initial=True):
+def text_evaluation(level):
     """An evaluation with eval.texts."""
     of = {"perplexity": level, "perplexity_no_chain": level + 1, "perplexity_swapped": level + 2}
-    of |= {f"{name}_by_initial": value + 10 for name, value in of.items()} if by_initial else {}
     answers = {"answered": 0.5, "distinct_1": 0.4, "distinct_2": 0.6, "self_bleu": 0.1, "compression": 0.7}
     answers |= {"copied": 0.02, "verse_lines": 0.25, "verse_syllables": 1.5, "verse_rhymes": 0.125}
     direct = {f"no_chain/{name}": value / 2 for name, value in answers.items()}
     return {**of, "chain_length": 9.0, "chain_length_no_chain": 3.0, **answers, **direct, "questions": 8}
 
 
+def evaluate_by_initial(workdir, level, step=4, **other):
+    """Adds the row of `evaluate --config.eval.by_initial=True` to eval.jsonl. The chains are drawn again."""
+    names = ("perplexity", "perplexity_no_chain", "perplexity_swapped")
+    by_initial = {f"{name}_by_initial": level + 10 + i for i, name in enumerate(names)}
+    ends = {"ci95": {"perplexity": [0.0, 1.0], **{name: [x - 1, x + 1] for name, x in by_initial.items()}}}
+    drawn = text_evaluation(level) | {"perplexity": level + 0.5}
+    run_files.append(workdir / run_files.EVAL, {"step": step, "data": "poems", **drawn, **by_initial, **ends, **other})
+
+
 def text_runs(folder):
-    """A grid of texts: a reward with two seeds, and sft, whose evaluations have no initial model."""
-    rewards = [("r3", "0", 4.0, True), ("r3", "1", 6.0, True), ("sft", "0", 7.0, False)]
-    return [
-        Run(
-            {"reward": name, "seed": seed},
-            write_run(folder / f"{name}{seed}", text_evaluation(level, by), {"perplexity": 9.0}),
-        )
-        for name, seed, level, by in rewards
-    ]
+    """A grid of texts: a reward with two seeds, then evaluated with the initial model, and sft, which is not."""
+    runs = []
+    for name, seed, level in [("r3", "0", 4.0), ("r3", "1", 6.0), ("sft", "0", 7.0)]:
+        workdir = write_run(folder / f"{name}{seed}", text_evaluation(level), {"perplexity": 9.0})
+        if name == "r3":
+            evaluate_by_initial(workdir, level)
+            evaluate_by_initial(workdir, 99.0, step=2)
+            evaluate_by_initial(workdir, 99.0)  # of other questions
+        runs.append(Run({"reward": name, "seed": seed}, workdir))
+    return runs
 
 
 def sft_run(folder):

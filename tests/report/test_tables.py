@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 
 import pytest
 
@@ -104,6 +105,19 @@ def test_a_model_tuned_on_answers_alone_is_asked_without_a_chain(runs, tmp_path)
     assert not table.without_chain(sft), "the run's config decides"
 
 
+@pytest.mark.parametrize("chain", ["answer", "both"])
+def test_a_model_tuned_on_answers_after_chains_is_asked_after_its_own(chain, tmp_path):
+    numbers = evaluation(0.1, 9.0) | {"perplexity_swapped": 9.5}
+    run = Run({"reward": "reer_sft", "seed": "0"}, write_run(tmp_path / "run", numbers, samples=9))
+    (run.workdir / "config.json").write_text(json.dumps({"reward.name": "sft", "reward.sft_chain": chain}))
+    *_, line = table.blocks([run])[0].lines
+    assert not line.no_chain and line.cell("perplexity").mean == 9.0 and line.cell("perplexity_swapped").mean == 9.5
+    rows = figures.loaded(run, {})
+    assert rows["heldout"][-1]["perplexity"] == 9.0, "curves too"
+    assert "ratio/max" not in rows["train"][-1], "it samples nothing while it trains"
+    assert "correlations" not in figures.grid_figures([run])
+
+
 def test_a_table_says_what_chains_are_worth(tmp_path):
     """What the report on long answers asks for; sft is asked without a chain and has none of what is of chains."""
     of_chains = {"perplexity_swapped": 2.5, "truncated": 0.25, "trace_area": 0.125}
@@ -133,8 +147,11 @@ def test_texts_have_their_columns_as_one_block(tmp_path):
     cells = {name: [row[1 + i] for row in (r3, sft)] for i, name in enumerate(columns)}
     assert cells["answered"] == ["50.0 ± 0.0", "25.0†"], "sft is asked without a chain"
     assert cells["verse_syllables"] == ["1.50 ± 0.00", "0.75†"]
-    assert cells["perplexity_swapped_by_initial"] == ["17.00 ± 1.00", "-"]
-    assert cells["perplexity_by_initial"] == ["15.00 ± 1.00", "-"]
+    assert cells["perplexity_swapped_by_initial"] == ["17.00 ± 1.00 (0.51)", "-"]
+    assert cells["perplexity_by_initial"] == ["15.00 ± 1.00 (0.51)", "-"]
+    initial = block.lines[1].cell("perplexity_by_initial")
+    assert (initial.low, initial.high) == (14.0, 16.0) and block.lines[1].cell("perplexity").low is None
+    assert cells["perplexity"][0] == "5.00 ± 1.00", "of the run's own evaluation"
     assert set(untouched[1 + at : 13 + at]) == {"-"}
     assert figures.loaded(text_runs(tmp_path)[2], {})["heldout"][-1]["distinct_1"] == 0.2
     assert "answered" not in [c.name for c in table_text.columns_of(table.blocks([sft_run(tmp_path / "x")])[0])]

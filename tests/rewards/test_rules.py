@@ -112,7 +112,7 @@ OPEN_R1 = [
 
 @pytest.mark.parametrize("text, reward", OPEN_R1)
 def test_format_open_r1(text, reward):
-    assert rules.format_open_r1(text) == reward
+    assert rules.format_open_r1(text, TAGS) == reward
 
 
 PIECES = ["<think>", "</think>", "<answer>", "</answer>", "<answer", "</answer", "\n", " ", "x", ">"]
@@ -127,7 +127,7 @@ open_r1_like = st.lists(
 def test_open_r1_is_the_published_pattern(text):
     pattern = re.compile("^<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>$", re.DOTALL | re.MULTILINE)
     completed = text + ">" if text.endswith("\n</answer") else text
-    assert rules.format_open_r1(text) == float(pattern.match(completed) is not None)
+    assert rules.format_open_r1(text, TAGS) == float(pattern.match(completed) is not None)
 
 
 @PROPERTY
@@ -171,7 +171,7 @@ DISTINCT = [f"w{i}" for i in range(10)]
     ],
 )
 def test_repetition(text, reward):
-    assert rules.repetition(text) == reward
+    assert rules.repetition(text, TAGS) == reward
 
 
 WORDS = ("but", "wait", "let me check")
@@ -238,9 +238,9 @@ def test_other_seeds_and_prompts_draw_other_numbers():
 def judge(text):
     """Every rule on one text; each in its range."""
     assert rules.format(text, TAGS) in (0.0, 1.0)
-    assert rules.format_open_r1(text) in (0.0, 1.0)
+    assert rules.format_open_r1(text, TAGS) in (0.0, 1.0)
     assert rules.tag_count(text, TAGS) in (0.0, 0.25, 0.5, 0.75, 1.0)
-    assert rules.repetition(text) in (0.0, -1.0)
+    assert rules.repetition(text, TAGS) in (0.0, -1.0)
     assert 0 <= rules.transition_rate([text], WORDS) <= 100
     rewards = rules.majority_vote([[text, None, text[::-1], text]], exact_match)
     assert rewards[0, 0] == rewards[0, 3] == 1 and rewards[0, 1] == 0

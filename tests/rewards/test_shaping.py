@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl_likelihood.rewards import shaping
-from rl_likelihood.rewards.shaping import FilterConfig, init_filter
+from rl_likelihood.rewards import group_filter, shaping
+from rl_likelihood.rewards.group_filter import FilterConfig, init_filter
 
 P, G = 2, 4
 PROPERTY = settings(max_examples=30, deadline=None, derandomize=True, database=None)
@@ -19,9 +19,9 @@ OVERLONG = functools.cache(lambda *limits: jax.jit(lambda z, cut: shaping.overlo
 improvement, perplexity = jax.jit(shaping.improvement), jax.jit(shaping.perplexity)
 perplexity_rank, efficiency = jax.jit(shaping.perplexity_rank), jax.jit(shaping.efficiency)
 group_std = jax.jit(shaping.group_std)
-filter_groups = jax.jit(shaping.filter_groups, static_argnums=1)
-update = jax.jit(shaping.update, static_argnums=3)
-threshold = jax.jit(shaping.threshold, static_argnums=2)
+filter_groups = jax.jit(group_filter.filter_groups, static_argnums=1)
+update = jax.jit(group_filter.update, static_argnums=3)
+threshold = jax.jit(group_filter.threshold, static_argnums=2)
 
 
 def row(*values, dtype=np.float32):

@@ -1,6 +1,7 @@
 """A run whose reward a second model says: a reward model on this machine, a judge behind an address, refusals."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -104,7 +105,7 @@ def test_a_reward_model_scores_question_and_answer(scorer):
     assert judge(questions[:1], [[("x" * 90,), ("y",)]]).cut == 1
 
 
-def test_the_best_of_n_is_judged_by_the_model_and_by_the_grader(scorer, tmp_path):
+def test_the_best_of_n_is_judged_by_the_model_and_by_the_grader(scorer, tmp_path, monkeypatch):
     shutil.copytree(scorer, tmp_path / "rm")
     c = build(few(eval__prompts=3, eval__batch_prompts=2))
     out = best_of(c, tmp_path / "rm", 4)
@@ -112,15 +113,24 @@ def test_the_best_of_n_is_judged_by_the_model_and_by_the_grader(scorer, tmp_path
     proxies = [row["proxy"] for row in out["best_of"]]
     assert proxies == sorted(proxies) and all(0 <= row["gold"] <= 1 for row in out["best_of"])
     assert run_files.read(tmp_path / "rm" / "rm_eval.jsonl") == [out] and out["cut"] == 0
+    assert out["answered"] == 0, "random weights write no answer"
+    given = itertools.cycle(["1", None, None])
+    monkeypatch.setattr(graders, "extract_answer", lambda text, fmt: next(given))
+    assert best_of(c, tmp_path / "rm", 4)["answered"] == pytest.approx(1 / 3)
     with pytest.raises(UserError, match="no reward model"):
         best_of(c, tmp_path, 4)
 
 
 @pytest.mark.parametrize(
-    "changes, words", [({"eval__grader": "none"}, "eval.grader is 'none'"), ({"judge__max_row": 3000}, "judge.max_row")]
+    "changes, words",
+    [
+        ({"eval__grader": "none"}, "eval.grader is 'none'"),
+        ({"eval__prompts": 0}, "eval.prompts is 0"),
+        ({"judge__max_row": 3000}, "judge.max_row"),
+    ],
 )
 def test_what_best_of_cannot_use_is_refused_before_the_policy_is_read(scorer, changes, words):
-    c = build(few(model__preset="", model__path="nowhere", **changes))
+    c = build(few(model__preset="", model__path="nowhere", **{"eval__prompts": 3, **changes}))
     with pytest.raises(UserError, match=words):
         best_of(c, scorer, 4)
 
@@ -186,7 +196,7 @@ def test_the_judge_reads_the_answer_alone_of_each_sampled_text(scorer):
 def test_a_run_with_the_judge_in_the_step_is_that_with_it_outside(scorer, outside, tmp_path):
     train.run(build(few(reward__name="reward_model", judge__model=str(scorer), judge__where="step")), tmp_path)
     for a, b in zip(metrics(outside), metrics(tmp_path), strict=True):
-        for name in ("reward/reward_model", "reward/mean", "judge/cut", "loss/policy", "grad/norm"):
+        for name in ("reward/reward_model", "reward/mean", "judge/cut", "judge/failures", "loss/policy", "grad/norm"):
             assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4), name
 
 

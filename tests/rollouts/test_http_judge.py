@@ -81,8 +81,10 @@ def test_what_was_asked_is_never_asked_again(tmp_path):
             again = ask(judge, "wrong", "right")
         np.testing.assert_array_equal(again.values[:, ::-1], first.values)
         assert len(requests) == 2
-    with judging(url, cache=path) as judge:  # nobody is there any more
+    with judging(url + "/", cache=path) as judge:  # nobody is there any more
         assert ask(judge, "right").keep.all()
+    with serving(good) as (url, requests), judging(url, cache=path) as judge:
+        assert ask(judge, "right").keep.all() and len(requests) == 1, "another server is asked"
     (tmp_path / "broken").write_bytes(b"not a database, but long enough to be read as one" * 30)
     with pytest.raises(UserError, match="judge.cache.*broken"), judging(url, cache=str(tmp_path / "broken")):
         pass
@@ -113,15 +115,17 @@ def test_retry_after_is_obeyed():
 
 def test_a_row_that_always_fails_is_dropped_and_counted_and_not_kept(tmp_path):
     def behave(handler, number, body):
-        handler.reply(*(500, b"") if "bad" in body["messages"][0]["content"] else (200, verdict(body)))
+        bad = number <= 1 + 3 and "bad" in body["messages"][0]["content"]
+        handler.reply(*(500, b"") if bad else (200, verdict(body)))
 
     path = str(tmp_path / "cache.sqlite")
-    with serving(behave) as (url, requests), judging(url, attempts=3, cache=path) as judge:
-        out = ask(judge, "right", "bad")
-        assert out.keep.tolist() == [[True, False]] and np.isnan(out.values[0, 1])
-        assert judge.endpoint.failures == {"status 500": 1} and len(requests) == 1 + 3
-    with serving(good) as (url, requests), judging(url, cache=path) as judge:
-        assert ask(judge, "right", "bad").keep.all() and len(requests) == 1
+    with serving(behave) as (url, requests):
+        with judging(url, attempts=3, cache=path) as judge:
+            out = ask(judge, "right", "bad")
+            assert out.keep.tolist() == [[True, False]] and np.isnan(out.values[0, 1])
+            assert judge.endpoint.failures == {"status 500": 1} and len(requests) == 1 + 3
+        with judging(url, cache=path) as judge:
+            assert ask(judge, "right", "bad").keep.all() and len(requests) == 1 + 3 + 1
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])

@@ -10,13 +10,13 @@ import pytest
 from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.learner.step import filtered
-from rl_likelihood.rewards import shaping
+from rl_likelihood.rewards import group_filter
 from rl_likelihood.rollouts.batches import SamplerFailed
 from rl_likelihood.rollouts.resample import Groups, by_host, chosen, host_groups
 from rl_likelihood.rollouts.source import make_source
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.shapes import TrainState
-from rl_likelihood.training.programs import StepPrograms
+from rl_likelihood.training.compiled_steps import StepPrograms
 from tests.rollouts.test_batches import loaded
 from tests.runs import small_config
 
@@ -179,7 +179,7 @@ def test_the_learner_judges_what_only_it_knows(tmp_path):
         source.close()
     assert source.drawn == len(batches) == 3 and given.rollout.prompts.uid.tolist() == [1, 4]
     assert given.batch.counted.all() and given.spread == 3.0 and logged(given)["resample/refused"] == 3
-    state = TrainState(step=jnp.int32(5), params=None, opt_state=(), filter=shaping.init_filter())
+    state = TrainState(step=jnp.int32(5), params=None, opt_state=(), filter=group_filter.init_filter())
     assert filtered(state, (None, None), given.batch, task.model, task.config.step) == (given.batch, state.filter)
     programs = StepPrograms(task, devices, None)
     programs._compiled[given.batch.prompt.shape[1], given.batch.completion.shape[2]] = lambda state, *_: state.filter
@@ -188,7 +188,7 @@ def test_the_learner_judges_what_only_it_knows(tmp_path):
 
 
 def test_groups_below_the_threshold_of_the_learner_are_drawn_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(shaping, "threshold", lambda *_: jnp.float32(9.0))
+    monkeypatch.setattr(group_filter, "threshold", lambda *_: jnp.float32(9.0))
     extra = {"reward__name": "avg_prob", "filter__mode": "ema", "filter__resample": 1, "eval__prompts": 0}
     train.run(build(small_config(**extra, train__steps=1)), tmp_path / "run")
     (row,) = run_files.read(tmp_path / "run" / "metrics.jsonl")

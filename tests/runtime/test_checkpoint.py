@@ -9,13 +9,13 @@ import optax
 import pytest
 
 from rl_likelihood.mesh import make_mesh
-from rl_likelihood.model import decoder
+from rl_likelihood.model import architecture
 from rl_likelihood.model.rope import RopeScaling
 from rl_likelihood.runtime import checkpoint, checksums
 from rl_likelihood.settings import TrainSettings
 from rl_likelihood.shapes import TrainState, UserError
 
-MODEL = decoder.ModelConfig(
+MODEL = architecture.ModelConfig(
     family="llama",
     vocab_size=32,
     width=16,
@@ -48,8 +48,8 @@ def make_state(mesh, step, dtype=jnp.float32):
     rng = np.random.default_rng(step)  # numpy: drawing in jax would compile a program a shape
     params = jax.tree.map(
         lambda s: rng.normal(size=s.shape).astype(dtype),
-        decoder.param_specs(MODEL),
-        is_leaf=lambda s: isinstance(s, decoder.Spec),
+        architecture.param_specs(MODEL),
+        is_leaf=lambda s: isinstance(s, architecture.Spec),
     )
     moments = jax.eval_shape(OPTIMIZER.init, params)
     opt_state = jax.tree.map(lambda x: rng.integers(0, 99, x.shape).astype(x.dtype), moments)

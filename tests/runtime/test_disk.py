@@ -8,7 +8,7 @@ from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.export import export
 from rl_likelihood.mesh import make_mesh
-from rl_likelihood.model.decoder import count
+from rl_likelihood.model.architecture import count
 from rl_likelihood.planning.programs import abstract_params
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint, run_files

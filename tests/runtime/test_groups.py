@@ -8,11 +8,11 @@ import pytest
 
 from rl_likelihood.config import build
 from rl_likelihood.mesh import put, replicated
-from rl_likelihood.rewards import shaping
+from rl_likelihood.rewards import group_filter
 from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.shapes import TrainState
 from rl_likelihood.task import load
-from rl_likelihood.training.programs import StepPrograms
+from rl_likelihood.training.compiled_steps import StepPrograms
 from tests.runs import small_config
 from tests.runtime.processes import processes_of, said
 from tests.small import random_batch, random_params
@@ -38,7 +38,7 @@ def judged(case):
     task, _ = load(c, mesh=devices.learner)
     params = random_params(task.model)
     batch = jax.tree.map(lambda x: x[devices.prompts], random_batch(1, p=c.train.prompts_per_step, g=4))
-    state = TrainState(step=np.int32(0), params=params, opt_state=(), filter=shaping.init_filter())
+    state = TrainState(step=np.int32(0), params=params, opt_state=(), filter=group_filter.init_filter())
     state = put(state, jax.tree.map(lambda _: replicated(devices.learner), state))
     groups = StepPrograms(task, devices, None).groups(state, None, batch)
     return [devices.prompts.tolist(), groups.accepted.tolist(), groups.spread]

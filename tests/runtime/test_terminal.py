@@ -18,7 +18,7 @@ import pytest
 
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.tokenizer import save_tokenizer
-from rl_likelihood.model import decoder
+from rl_likelihood.model import architecture
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.console import say
@@ -164,7 +164,7 @@ def model_with_a_tokenizer(folder: Path) -> Path:
     """A model's folder, whose chat template is longer than the limit below."""
     cfg, tokenizer = random_model("nano"), byte_tokenizer()
     tokenizer.chat_template += "{# a comment #}" * 2000
-    files.save(folder, cfg, jax.tree.map(np.asarray, decoder.init(jax.random.key(0), cfg)), "float32", {})
+    files.save(folder, cfg, jax.tree.map(np.asarray, architecture.init(jax.random.key(0), cfg)), "float32", {})
     save_tokenizer(tokenizer, folder)
     return folder
 

@@ -1,14 +1,19 @@
 """The queue between sampler and learner: order, bound, staleness, and that nobody waits for ever."""
 
+import dataclasses
+import io
 import threading
 import time
 import weakref
+import zlib
 
+import jax
 import numpy as np
 import pytest
+from flax.serialization import msgpack_serialize
 
-from rl_likelihood.sampler.queue import Closed, RolloutQueue, WeightBox, start_sampler
-from rl_likelihood.shapes import Rollout
+from rl_likelihood.sampler.queue import Closed, RolloutQueue, WeightBox, from_bytes, start_sampler, to_bytes
+from rl_likelihood.shapes import Prompts, Rollout
 
 SOON = 10.0  # seconds after which something hangs
 
@@ -233,3 +238,21 @@ def test_the_samplers_own_exception_reaches_the_learner():
     queue.close()  # the learner's own end does not hide the cause
     with pytest.raises(ZeroDivisionError):
         queue.get(2)
+
+
+def test_rollouts_are_stored_whole_and_those_of_an_older_program_are_sampled_again():
+    ids, length, scored = np.arange(6, dtype=np.int32).reshape(2, 3), np.array([3, 2], np.int32), np.eye(2, 3) > 0
+    prompts = Prompts(ids, length, ids, length, scored, length, common=2)
+    wide, logp = ids[:, None], -np.arange(6, dtype=np.float32).reshape(2, 1, 3)
+    waiting = [Rollout(prompts, wide, wide, logp, scored[:, :1], number, number + 1, 0.25) for number in (11, 3)]
+    back = from_bytes(to_bytes(waiting))
+    assert len(back) == 2 and from_bytes(to_bytes([])) == []
+    for one, other in zip(waiting, back, strict=True):
+        assert jax.tree.structure(one) == jax.tree.structure(other)  # compares version, number, seconds and common
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_array_equal(a, b, strict=True)
+    fields = dataclasses.asdict(waiting[0])
+    del fields["completion"]
+    file = io.BytesIO()
+    np.savez(file, count=0)
+    assert from_bytes(zlib.compress(msgpack_serialize({"0": fields}))) == [] == from_bytes(file.getvalue())

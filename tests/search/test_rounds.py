@@ -17,7 +17,7 @@ from rl_likelihood.reer import REER, TABLE, finder, run, search
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.search import reer
-from rl_likelihood.search.controls import under_other
+from rl_likelihood.search.controls import text_of, under_other
 from rl_likelihood.search.folder import DROPPED, HELDOUT, row_of
 from rl_likelihood.search.proposer import Drawing, Length, asks_of, model_proposer, with_model
 from rl_likelihood.search.rounds import (
@@ -222,6 +222,12 @@ def test_chains_that_the_other_model_cannot_read_are_counted(tmp_path):
         asked = dataclasses.replace(g, task=g.other[0], params=g.other[1])
         ((_, numbers),) = under_other(asked, chains, {"search": ended})
         assert numbers["other_questions"] == questions
+
+
+def test_the_table_says_that_no_other_model_was_asked():
+    line = {"nll": 1.0}
+    assert "another model: not measured; set reer.other" in text_of({"search": line}, 2)
+    assert "not measured" not in text_of({"search": line | {"other_questions": 0}}, 2)
 
 
 def test_the_chains_are_read_by_warm_start_and_fine_tuning(tmp_path):

@@ -12,8 +12,9 @@ from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.lora import MATRICES
 from rl_likelihood.planning.programs import byte_format
 from rl_likelihood.report import table_text
+from rl_likelihood.runtime import run_files
 from rl_likelihood.task import abstract_batch, largest_forward, load
-from rl_likelihood.training.announcement import ADVANTAGE, memory_copies, scored_line, steps_line
+from rl_likelihood.training.announcement import ADVANTAGE, accuracy_words, memory_copies, scored_line, steps_line
 from rl_likelihood.training.session import last_stage
 from tests.runs import small_config
 
@@ -84,6 +85,15 @@ def test_the_announced_micro_batch_is_the_packed_step_s():
     for packing, prompts in ((False, 2), (True, 4)):  # 4 prompts of 256 tokens: packing counts the real ones
         c = small(sampler__max_chain=128 - others, train__packing=packing)
         assert largest_forward(c, byte_format(c), alone) == prompts
+
+
+def test_a_reward_model_s_accuracies_stand_beside_length_alone(tmp_path):
+    """Of the last evaluation; --best_of writes other lines into the same file."""
+    accuracies = {"pair_accuracy": 0.654, "length_only_pair_accuracy": 0.57, "accuracy_when_shorter": 0.538}
+    for line in ({"step": 0, "pair_accuracy": 0.5}, {"step": 200, **accuracies}, {"step": 200, "best_of": []}):
+        run_files.append(tmp_path / "rm_eval.jsonl", line)
+    line = accuracy_words(tmp_path / "rm_eval.jsonl")
+    assert "pair_accuracy 65.4%, length_only_pair_accuracy 57.0%, accuracy_when_shorter 53.8%" in line
 
 
 def test_every_advantage_has_words():

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rl_likelihood.data.tokenizer import PRE_TOKENIZERS, save_tokenizer
-from rl_likelihood.model.decoder import ModelConfig, Params, Spec, param_specs
+from rl_likelihood.model.architecture import ModelConfig, Params, Spec, param_specs
 from rl_likelihood.model.rope import RopeScaling
 from rl_likelihood.weights import files
 

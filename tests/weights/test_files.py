@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rl_likelihood.model.decoder import forward, head_matrix
+from rl_likelihood.model.architecture import head_matrix
+from rl_likelihood.model.decoder import forward
 from rl_likelihood.model.decoding import Cache, aligned_positions, decode_step, decoding_layout, empty_cache, prefill
 from rl_likelihood.model.head import logits
 from rl_likelihood.weights import files

@@ -10,7 +10,7 @@ import pytest
 from gguf import GGMLQuantizationType as Quant
 from safetensors.numpy import load_file, save_file
 
-from rl_likelihood.model.decoder import ModelConfig
+from rl_likelihood.model.architecture import ModelConfig
 from rl_likelihood.model.rope import RopeScaling
 from rl_likelihood.weights import files
 from rl_likelihood.weights.families import FAMILIES

@@ -5,7 +5,7 @@ import math
 import jax
 import pytest
 
-from rl_likelihood.model.decoder import is_spec, param_specs
+from rl_likelihood.model.architecture import is_spec, param_specs
 from rl_likelihood.shapes import UserError
 from rl_likelihood.weights.published import PUBLISHED, published
 

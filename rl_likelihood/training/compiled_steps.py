@@ -12,12 +12,12 @@ import jax
 import numpy as np
 import optax
 
-from rl_likelihood.learner.adversarial import REPLAYED, make_run_step
+from rl_likelihood.learner.adversarial import REPLAYED
 from rl_likelihood.learner.packing import Whole, pack
-from rl_likelihood.learner.step import group_spreads, models_of
+from rl_likelihood.learner.step import group_spreads, make_step, models_of
 from rl_likelihood.mesh import global_batch, ready, replicated
-from rl_likelihood.model.decoder import Params
-from rl_likelihood.rewards import shaping
+from rl_likelihood.model.architecture import Params
+from rl_likelihood.rewards import group_filter
 from rl_likelihood.rollouts.asked_judge import AnyJudge, StepJudge
 from rl_likelihood.rollouts.resample import Groups
 from rl_likelihood.runtime import distributed
@@ -63,7 +63,7 @@ class StepPrograms:
 
         def filter_drawn(state: TrainState, ref_params: Params | None, batch: Batch):
             std = group_spreads(state.params, models_of(state, ref_params, cfg), batch, task.model, cfg)
-            return shaping.filter_groups(std, cfg.filter, state.filter, state.step), std.mean()
+            return group_filter.filter_groups(std, cfg.filter, state.filter, state.step), std.mean()
 
         self._filter_drawn = jax.jit(filter_drawn, out_shardings=replicated(self.mesh))
 
@@ -78,7 +78,7 @@ class StepPrograms:
         StepInput."""
         if spread is not None:
             cfg = self.task.config.filter
-            state = state.replace(filter=shaping.update(state.filter, state.step, spread, cfg))
+            state = state.replace(filter=group_filter.update(state.filter, state.step, spread, cfg))
         packing = batch.packing
         shape: tuple[int, ...] = (batch.prompt.shape[1], batch.completion.shape[2])
         if packing is not None:
@@ -89,7 +89,7 @@ class StepPrograms:
             say(f"compiles the step for {size}, shape {len(self._compiled) + 1}")
             step = self.task.config.step
             judge = None if self.judge is None else self.judge.judge
-            self._compiled[shape] = make_run_step(self.task.model, step, self.optimizer, self.mesh, batch, judge)
+            self._compiled[shape] = make_step(self.task.model, step, self.optimizer, self.mesh, batch, judge)
         judging = () if self.judge is None else (self.judge.of_step(ref_params),)
         with using(self.mesh):
             return self._compiled[shape](state, ref_params, batch, *judging)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from rl_likelihood.config import build
-from rl_likelihood.data.common import LEAST, common_ids
+from rl_likelihood.data.token_ids import LEAST_COMMON, common_ids
 from rl_likelihood.task import load
 from tests.runs import small_config
 
-BEGIN = np.arange(LEAST + 4)
+BEGIN = np.arange(LEAST_COMMON + 4)
 
 
 def after(*ends):
@@ -26,8 +26,8 @@ def test_it_is_what_all_prompts_share_and_never_a_whole_prompt():
 @pytest.mark.parametrize(
     "prompts",
     [
-        [*after([5]), np.arange(1, LEAST + 9)],  # one begins otherwise
-        [np.append(BEGIN[: LEAST - 1], 90), np.append(BEGIN[: LEAST - 1], 91)],  # short
+        [*after([5]), np.arange(1, LEAST_COMMON + 9)],  # one begins otherwise
+        [np.append(BEGIN[: LEAST_COMMON - 1], 90), np.append(BEGIN[: LEAST_COMMON - 1], 91)],  # short
         [],
     ],
 )
@@ -38,7 +38,7 @@ def test_otherwise_there_is_none(prompts):
 def test_a_task_says_it_of_batches_whose_rows_all_have_it():
     task, _ = load(build(small_config(data__tasks=("one_operation",), prompt__examples=1, prompt__max_prompt=400)))
     common = task.common
-    assert len(common) > LEAST
+    assert len(common) > LEAST_COMMON
     for row in (*task.train, *task.heldout):
         np.testing.assert_array_equal(row.prompt_ids[: len(common)], common)
     rows = task.train[:2]

@@ -126,7 +126,7 @@ def row_values(term: Term, observation: Observation, cfg: RewardConfig) -> Float
         score = reward.function(observation, cfg).score or likelihood.log_prob
     else:
         score = reward.function if reward.kind == "score" else likelihood.log_prob
-    return score(observation.logp, observation.scored)
+    return score(observation.floored_logp, observation.scored)
 
 
 def objective(
@@ -147,7 +147,7 @@ def objective(
             if t.reward.kind in ("score", "group"):
                 # Relative to the best row, because rounding may have removed small differences from the values.
                 score = t.reward.function if t.reward.kind == "score" else likelihood.log_prob
-                values = stop(likelihood.relative(score, observation.logp, observation.scored, keep))
+                values = stop(likelihood.relative(score, observation.floored_logp, observation.scored, keep))
             std = shaping.group_std(values, keep)
             scale = jnp.where(std > _STD_EPS, scale / jnp.maximum(std, _STD_EPS), 0.0)
         total = total + scale[:, None] * rows[t.name]
