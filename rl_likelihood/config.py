@@ -67,13 +67,6 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     return ConfigDict(values)
 
 
-def get(config: ConfigDict, name: str) -> Any:
-    """The field at a dotted name."""
-    for part in name.split("."):
-        config = config[part]
-    return config
-
-
 def flatten(config: ConfigDict | Any, prefix: str = "") -> dict[str, Any]:
     """{dotted name: value} of a ConfigDict or of settings, in the order of their declaration."""
     out: dict[str, Any] = {}
@@ -153,13 +146,11 @@ _FREE = (
     *("judge.where", "judge.concurrency", "judge.timeout", "judge.attempts"),
     *("judge.max_calls", "judge.max_tokens", "judge.cache"),
 )
-# Fields of earlier versions that were free, in workdirs that these began.
-_GONE = ("model.scan_layers",)
 
 
 def binding_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`differences` in fields that decide what is computed: those that make it another run."""
-    free = lambda name: name in _FREE or name in _GONE or f"{name.partition('.')[0]}." in _FREE
+    free = lambda name: name in _FREE or f"{name.partition('.')[0]}." in _FREE
     return [name for name in differences(old, new) if not free(name)]
 
 

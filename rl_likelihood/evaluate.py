@@ -139,7 +139,6 @@ def initial_model(c: Config, workdir: Path, meta: dict[str, Any], mesh: Mesh) ->
 
 
 def model_name(path: str, preset: str, seed: int) -> str:
-    """The settings that name a model."""
     return f"model.path = {path}" if path else f"model.preset = {preset} with seed = {seed}"
 
 

@@ -91,7 +91,6 @@ def with_head(workdir: Path, params: Params, step: int, head: ValueHead) -> Para
 
 
 def lora_of(workdir: Path, meta: dict[str, Any]) -> LoraConfig:
-    """The settings of a run's adapters, from its checkpoint's meta."""
     if not meta.get("lora"):
         raise UserError(f"--adapters: {workdir} is a run without LoRA (lora.rank is 0); leave the flag out")
     return fields.read(LoraConfig, meta["lora"], "lora.")

@@ -46,7 +46,6 @@ def main() -> None:
 
 
 def run(c: Config, workdir: Path) -> None:
-    """Runs the search for every training question, and its controls."""
     with claimed(c, workdir, finder, prompt_files=True) as f:
         search(f, workdir)
 
@@ -72,7 +71,6 @@ def search(f: Finder, workdir: Path) -> None:
 
 
 def finder(c: Config, workdir: Path) -> Finder:
-    """The models and the journal of a search."""
     refuse_no_chat(c, "reer")
     devices = make_devices(c)
     task, params = load(c, mesh=devices.learner)

@@ -52,7 +52,6 @@ from rl_likelihood.rollouts.local_judge import (
 from rl_likelihood.rollouts.policy_answers import policy_answers
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint, run_files
-from rl_likelihood.runtime.checkpoint import CheckpointConfig
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, using
 from rl_likelihood.runtime.lock import lock
@@ -191,8 +190,7 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
     optimizers = make_optimizers(c.optimizer, c.preference.head_lr)
     shapes = jax.eval_shape(lambda p: init_state(p, optimizers), params)
     state_at = state_shardings(mesh, s.model, optimizers)
-    checkpoint_config = CheckpointConfig(c.train.checkpoint_every, c.train.keep_checkpoints)
-    manager = checkpoint.open_manager(s.workdir, checkpoint_config)
+    manager = checkpoint.open_manager(s.workdir, c.train)
     stack.callback(checkpoint.close, manager)
     if checkpoint.latest_step(s.workdir) is None:
         state = put(init_state(params, optimizers), state_at)
@@ -236,7 +234,7 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
         progress.advance()
         words = f"step {step}/{steps}  loss {out['loss/preference']:.4f}  pairs right {out['preference/accuracy']:.1%}"
         say(words + (f"  {duration(left)} left" if (left := progress.left()) else ""))
-        if checkpoint.due(checkpoint_config, step, steps):
+        if checkpoint.due(c.train, step):
             _save(s, manager, state)
     checkpoint.finish(manager)
     numbers = _evaluate(s, state)

@@ -56,7 +56,6 @@ def rollout_model(c: Config, model: ModelConfig) -> ModelConfig:
 
 
 def param_shardings(mesh: Mesh, model: ModelConfig) -> Params:
-    """The sharding of each parameter on the learner's mesh."""
     return architecture.shardings(param_specs(model), mesh)
 
 

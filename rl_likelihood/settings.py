@@ -81,8 +81,6 @@ class PodSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """The loop."""
-
     steps: int = field(200, "optimizer steps", least=0)
     prompts_per_step: int = field(8, "P: prompts per step, each with sampler.group_size chains", least=1)
     micro_batch_prompts: int = field(
@@ -159,8 +157,6 @@ class EvalSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ReportSettings:
-    """What is logged and shown."""
-
     no_chain: bool = field(True, "every step, also score each answer without a chain; without a gradient")
     transition_words: tuple[str, ...] = field(
         ("wait", "but", "however", "let me check", "hmm", "alternatively", "actually"),
@@ -289,7 +285,6 @@ class Config:
 
     @property
     def batch_prompts(self) -> int:
-        """Prompts of the learner's batch."""
         return self.train.prompts_per_step * self.prompts_per_question
 
     def own_prompts(self, questions: np.ndarray) -> np.ndarray:
@@ -321,7 +316,6 @@ class Config:
 
     @functools.cached_property
     def step(self) -> StepConfig:
-        """The learner's step."""
         supervised, sampled = self.reward.supervised, float(self.sampled_tokens)
         overlong_max = self.reward.overlong_max or sampled
         reward = dataclasses.replace(
@@ -373,12 +367,10 @@ class Config:
 
     @property
     def optimizer(self) -> OptimizerConfig:
-        """The optimizer of the steps."""
         return dataclasses.replace(self.optim, total_steps=self.train.steps)
 
     @property
     def warm_optimizer(self) -> OptimizerConfig:
-        """The optimizer of the warm start."""
         w = self.warm_start
         return dataclasses.replace(
             self.optim, lr=w.lr, schedule="constant", warmup_steps=2, total_steps=max(1, w.steps)

@@ -131,7 +131,6 @@ def refuse_unscored(cfg: EnvConfig, terms: Sequence[Term], referenced: bool) -> 
 
 
 def parse_reward(name: str, file: str = "") -> tuple[Term, ...]:
-    """The terms of a reward.name."""
     return reward_sum.parse(name, reward_table(file))
 
 

@@ -74,7 +74,6 @@ class Task:
     common: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))  # token_ids.common_ids
 
     def key(self, purpose: int, step: int = 0) -> jax.Array:
-        """The random key of one purpose at one step."""
         return random_key(self.config.seed, purpose, step)
 
     def collate(self, rows: list[EncodedExample], uid: np.ndarray, max_prompt: int = 0) -> Prompts:
@@ -85,7 +84,6 @@ class Task:
         return out.replace(common=len(self.common)) if begin else out
 
     def sampler(self, **changes: Any) -> SamplerConfig:
-        """The config's sampler for this model and format."""
         return dataclasses.replace(sampler_config(self.config, self.model, self.fmt), **changes)
 
     def eval_sampler(self, samples: int, **changes: Any) -> SamplerConfig:

@@ -46,7 +46,7 @@ from rl_likelihood.run_model import param_shardings
 from rl_likelihood.runtime import bucket, checkpoint, checksums, distributed, run_files
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, make_devices
-from rl_likelihood.runtime.disk import checkpoint_config, drop_optimizer, lost_optimizer
+from rl_likelihood.runtime.disk import drop_optimizer, lost_optimizer
 from rl_likelihood.runtime.lock import FILE as LOCK
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.profile import Profile
@@ -96,7 +96,7 @@ def learn(c: Config, session: Session, resume: int | None, saved_model: Model | 
     judge = judge_of(task, devices, session.workdir) if c.reward.judged else None
     announce(task, devices, session.workdir, resume)
     keep_inputs_of_run(task, session, checksums.digest(params) if resume is None else "")
-    r, keep, optimizer = open_run(session, task, devices), checkpoint_config(c.train), make_optimizer(c.optimizer)
+    r, optimizer = open_run(session, task, devices), make_optimizer(c.optimizer)
     try:
         from_state = start if resume is None else resumed
         state, ref_params, queue = from_state(r, params, optimizer)
@@ -138,7 +138,7 @@ def learn(c: Config, session: Session, resume: int | None, saved_model: Model | 
                 say(line(step, steps, out, progress.left()))
                 for sentence in alarms.check(step, out):
                     say(f"warning: {sentence}")
-                if checkpoint.due(keep, step, steps):
+                if checkpoint.due(c.train, step):
                     r.save(state, source.state())
         except Stopped:
             r.save(state, source.state())
@@ -168,7 +168,7 @@ def open_run(session: Session, task: Task, devices: Devices) -> Run:
     """The run, with its checkpoint manager. The best checkpoint is kept if train.best names a metric."""
     c = task.config.train
     best = Best(session.workdir, c.best, bool(task.fast))
-    manager = checkpoint.open_manager(session.workdir, checkpoint_config(c), best.is_best if c.best else None)
+    manager = checkpoint.open_manager(session.workdir, c, best.is_best if c.best else None)
     return Run(**vars(session), task=task, devices=devices, checkpoints=manager, best=best)
 
 
@@ -192,13 +192,13 @@ def keep_inputs_of_run(task: Task, session: Session, model: str = "") -> None:
         c = task.config
         rows, held = ([row.example for row in side] for side in (task.train, task.heldout))
         digests = {
-            "questions": digest(rows, held, ids=False),
+            "questions": digest(rows, held),
             "prompts": digest_of_ids([*task.train, *task.heldout, *task.fast]),
         }
         digests |= {"code": digest_of_files(c.reward.file, c.env.file, c.rubric.path), EXAMPLES: digest_of_examples(c)}
         digests |= {BEGINNING: model} if model else {}
         try:
-            keep_inputs(session.workdir, c.prompt.date, digests, session.force, {"questions": digest(rows, held)})
+            keep_inputs(session.workdir, c.prompt.date, digests, session.force)
         except OtherInputs as error:
             return str(error)
         write_config(session.workdir, session.given)
@@ -217,7 +217,7 @@ def first_alarms(r: Run, step: int) -> Alarms:
     run reads those from metrics.jsonl."""
     c = r.config
     parts_earn = c.step.turn_credit or c.posterior.distill > 0
-    alarms = Alarms(tuple(t.name for t in c.reward.terms), c.reward.truncated, parts_earn)
+    alarms = Alarms(c.reward.terms, c.reward.truncated, parts_earn)
     path = r.workdir / run_files.METRICS
     if step and distributed.first() and path.exists():
         for row in run_files.read(path)[:FIRST_STEPS]:

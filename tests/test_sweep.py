@@ -1,6 +1,7 @@
 """The sweep's command: every experiment's points are valid configs; whole sweeps of a very small model."""
 
 import json
+import operator
 import os
 import shlex
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rl_likelihood import sweep
-from rl_likelihood.config import flatten, get
+from rl_likelihood.config import flatten
 from rl_likelihood.report import table
 from rl_likelihood.runtime import run_files
 from rl_likelihood.sweeps import grid
@@ -45,7 +46,7 @@ def test_every_point_of_every_experiment_is_a_config_that_validates(path, monkey
     for p in e.points:
         c = sweep.resolve(p)
         for name, value in p.overrides.items():
-            assert name == "preset" or get(c, name) == value, (p.name, name)
+            assert name == "preset" or operator.attrgetter(name)(c) == value, (p.name, name)
     assert len({p.name for p in e.points}) == len(e.points)
     assert e.doc
 

@@ -112,7 +112,6 @@ def find_config(argv: list[str]) -> Path | None:
 
 
 def usage() -> str:
-    """What the main does, and its flags."""
     main = sys.modules["__main__"]
     lines = [(main.__doc__ or "").strip(), "", "Flags:"]
     by_module = flags.FLAGS.flags_by_module_dict()

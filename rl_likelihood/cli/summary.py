@@ -9,6 +9,7 @@ from rl_likelihood.report import metric_table, table_text
 from rl_likelihood.report.plots import curves
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.console import chains_words, excerpt, say
+from rl_likelihood.training.best import FAST
 
 
 def summary(workdir: Path) -> None:
@@ -16,7 +17,7 @@ def summary(workdir: Path) -> None:
     if not (workdir / run_files.EVAL).exists():
         return
     rows = {row["stage"]: row for row in metric_table.read(workdir / run_files.EVAL) if "stage" in row}
-    rows = {stage: row for stage, row in rows.items() if not stage.startswith("step ")}
+    rows = {stage: row for stage, row in rows.items() if not stage.startswith(FAST)}
     if not rows:
         return
     say("\n" + table_text.side_by_side(rows))

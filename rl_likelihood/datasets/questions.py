@@ -139,10 +139,10 @@ def hash_of(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def digest(train: Sequence[Example], heldout: Sequence[Example], ids: bool = True) -> str:
-    """Identifies the questions of a run: sha256 of every field of every example, in order. Without `ids` a file may be
+def digest(train: Sequence[Example], heldout: Sequence[Example]) -> str:
+    """Identifies the questions of a run: sha256 of every field of every example but its id, in order. A file may be
     renamed, because ids that the rows do not give are made of its name."""
-    sides = [[list(vars(row).values())[0 if ids else 1 :] for row in rows] for rows in (train, heldout)]
+    sides = [[list(vars(row).values())[1:] for row in rows] for rows in (train, heldout)]
     return hashlib.sha256(json.dumps(sides).encode()).hexdigest()
 
 

@@ -312,7 +312,6 @@ def votes(answers: list[str | None]) -> list[int | None]:
 def _marks(
     task: Task, pool: Pool, rows: list[EncodedExample], answers: list[list[str | None]]
 ) -> list[list[bool | None]]:
-    """What the grader says of the answers to each question."""
     size, grader = len(answers[0]), task.config.eval.grader
     references = [graders.reference_of(grader, row.example, pool.table) for row in rows for _ in range(size)]
     marks = pool.grade(grader, references, [a for group in answers for a in group])
@@ -343,7 +342,6 @@ def _answers_without_chain(
 
 
 def first_sampled_chain(rollout: Rollout, i: int) -> Chain:
-    """The first sampled chain of question i."""
     kinds, ids = rollout.segment[i, 1], rollout.completion[i, 1]
     return Chain(ids[kinds == CHAIN].tolist(), ids[kinds == TAG].tolist())
 

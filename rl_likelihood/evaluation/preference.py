@@ -15,7 +15,7 @@ from scipy.special import expit as sigmoid
 from scipy.stats import spearmanr
 
 from rl_likelihood.datasets.teleqna import REFERS
-from rl_likelihood.evaluation.statistics import RESAMPLES, interval
+from rl_likelihood.evaluation.statistics import RESAMPLES, interval, resampled
 
 BINS = 10
 RM_EVAL = "rm_eval.jsonl"  # in a reward model's workdir: its accuracies
@@ -150,8 +150,7 @@ def best_temperature(d: np.ndarray) -> float:
 
 
 def _interval(numerator: np.ndarray, denominator: np.ndarray, resamples: int) -> list[float]:
-    n = len(numerator)
-    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
+    weights = np.concatenate([*resampled(len(numerator), resamples)])
     total = weights @ denominator
     return interval((weights @ numerator)[total > 0] / total[total > 0])
 

@@ -25,7 +25,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -161,7 +161,6 @@ def _pass_all(right: np.ndarray, k: int) -> float:
 
 
 def _of_samples(records: Sequence[Record], m: int) -> Columns:
-    """The columns that need sampled chains."""
 
     def of(name: str) -> np.ndarray:
         return _array([[s.get(name) for s in r["samples"]] for r in records])
@@ -207,7 +206,6 @@ def _of_samples(records: Sequence[Record], m: int) -> Columns:
 
 
 def _of_texts(records: Sequence[Record]) -> Columns:
-    """The columns of answers that are texts, after chains and after none."""
     if "answer" not in records[0]["samples"][0] or "right" in records[0]["samples"][0]:
         return {}
     direct = texts.columns([r["no_chain"]["samples"] for r in records])
@@ -255,16 +253,21 @@ def _spread(square: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 def _bootstrap(q: Columns, names: list[str], n: int, resamples: int) -> dict[str, list[float]]:
     """Percentiles 2.5 and 97.5 of each metric. The same records give the same intervals."""
-    rng = np.random.default_rng(0)
-    size = max(1, _CHUNK // n)
     parts = []
-    for at in range(0, resamples, size):
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=min(size, resamples - at)).astype(float)
+    for weights in resampled(n, resamples):
         with np.errstate(invalid="ignore", divide="ignore"):
             parts.append(_metrics(q, weights))
     drawn = {k: np.concatenate([part[k] for part in parts]) for k in names}
     drawn = {k: v[np.isfinite(v)] for k, v in drawn.items()}  # a resample without any question that has it
     return {k: interval(v) for k, v in drawn.items() if len(v)}
+
+
+def resampled(n: int, resamples: int) -> Iterator[np.ndarray]:
+    """How often each of n questions is drawn in `resamples` bootstrap samples, a part [b, n] at a time. The same in
+    every call."""
+    rng, size = np.random.default_rng(0), max(1, _CHUNK // n)
+    for at in range(0, resamples, size):
+        yield rng.multinomial(n, np.full(n, 1 / n), size=min(size, resamples - at)).astype(float)
 
 
 def interval(values: np.ndarray) -> list[float]:

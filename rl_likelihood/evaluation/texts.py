@@ -18,12 +18,10 @@ COPIED = 4  # words of a run that is looked up in the training text
 
 
 def words(text: str) -> list[str]:
-    """The words of a text."""
     return _WORD.findall(text.lower().replace("’", "'"))
 
 
 def ngrams(of: Sequence[str], n: int) -> collections.Counter:
-    """How often each run of n words occurs."""
     return collections.Counter(zip(*(of[i:] for i in range(n)), strict=False))
 
 

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from scipy.special import expit as sigmoid
 
-from rl_likelihood.evaluation.statistics import RESAMPLES, interval
+from rl_likelihood.evaluation.statistics import RESAMPLES, interval, resampled
 
 ROUNDS = 60  # of Newton's method, which needs about ten
 LARGEST = 30.0  # of a coefficient: data that a rule separates would move it to infinity
 SMALL = 1e-6  # penalty on the coefficient of length, for such data
 TIE = 1e-9  # a preference so near one half is none
-NORMAL = 1.959964  # standard deviations in half of a 95 % interval
+Z = 1.959964  # standard deviations in half of a 95 % interval
 
 Numbers: TypeAlias = np.ndarray  # [n]
 
@@ -77,9 +77,9 @@ def fit_length(wins: Numbers, term: Numbers, weights: np.ndarray | None = None) 
 
 def wilson(right: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share, `right` of n."""
-    z2, p = NORMAL**2, right / n
+    z2, p = Z**2, right / n
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = NORMAL / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    half = Z / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     return float(max(0.0, centre - half)), float(min(1.0, centre + half))
 
 
@@ -92,8 +92,7 @@ def summary(first: Numbers, second: Numbers, lengths_a: Numbers, lengths_b: Numb
     wins, n = of_both_orders(first, second), len(first)
     difference = np.asarray(lengths_a, float) - np.asarray(lengths_b, float)
     term = length_term(difference)
-    rng = np.random.default_rng(0)
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
+    weights = np.concatenate([*resampled(n, RESAMPLES)])
     fit = fit_length(wins, term)
     parts = [fit_length(wins, term, part).at_equal_length for part in np.array_split(weights, max(1, n // 100))]
     longer = np.where(difference == 0, 0.5, difference > 0)
@@ -123,8 +122,3 @@ def accuracy(first: Numbers, second: Numbers) -> dict[str, Any]:
         "order_agreement": agreement(first, second),
         "pairs": len(wins),
     }
-
-
-def above_chance(measured: dict[str, Any]) -> bool:
-    """Whether an accuracy's interval lies above one half."""
-    return measured["ci95"][0] > 0.5

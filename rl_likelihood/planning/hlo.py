@@ -70,7 +70,6 @@ def _traffic(line: str, match: re.Match[str], mesh: Mesh, scatter: bool) -> tupl
 
 
 def called(line: str) -> list[str]:
-    """The computations that an instruction calls."""
     return [name for text in _CALLED.findall(line) for name in re.findall(r"[\w.\-]+", text)]
 
 

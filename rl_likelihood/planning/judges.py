@@ -57,7 +57,6 @@ def texts_of_step(c: Config, questions: int) -> int:
 
 
 def trace_judge(c: Config, judge: PlannedJudge, device: Any, prompts: int, rows: int) -> Any:
-    """The judge's program, on one device, traced."""
     p, at, j = min(texts_of_step(c, prompts), AT_ONCE), SingleDeviceSharding(device), c.judge
     rows = 2 * (rows - 1) if c.reward.judged == "pairwise" else rows  # both orders
     array = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.int32, sharding=at)

@@ -95,7 +95,6 @@ def _state_and_reference(plan: Plan) -> tuple[Any, Any]:
 
 
 def trace_step(plan: Plan) -> Any:
-    """The learner's step, traced."""
     c, model, mesh = plan.config, plan.model, plan.devices.learner
     cfg, optimizer, batch = c.step, make_optimizer(c.optimizer), plan.batch
     state, reference = _state_and_reference(plan)

@@ -4,7 +4,6 @@ from typing import Any
 
 
 def table(plan: dict[str, Any]) -> str:
-    """The whole text."""
     return "\n".join([*_head(plan), "", *_programs(plan), "", *_collectives(plan), "", *_seconds(plan), _verdict(plan)])
 
 

@@ -1,6 +1,6 @@
 """Warnings during a run: one sentence each, with the remedy, raised once.
 
-    alarms = Alarms(("log_prob",), truncated="force_close")
+    alarms = Alarms(c.reward.terms, c.reward.truncated)
     for sentence in alarms.check(step, metrics): say(sentence)
 
 A metric that is missing raises no alarm. After a resume an alarm may be raised again.
@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from rl_likelihood.grading.graders import GRADERS
 from rl_likelihood.report.metrics import success_of
+from rl_likelihood.rewards.reward import Term
 
 # Two alarms compare with the start of the run, the mean of its first values, and are not raised before it is known.
 FIRST_STEPS = 5
@@ -35,14 +36,8 @@ RATIO_MAX, RATIO_ESS = 10.0, 0.5
 # A judge's reward is over-optimised if over so many steps it rose and the known success fell, against as many before,
 # each by more than so many standard errors.
 WINDOW, ERRORS = 20, 2.0
-PROXIES = ("reward/reward_model", "reward/judge", "reward/rubric", "reward/adversarial")
 # A critic that is right on this share of the pairs for WINDOW steps teaches the policy little.
 TOLD, CRITIC, TIE = 0.95, "critic/accuracy", "critic/tie"
-
-# Terms of a reward that reward.floor acts on, and those that are exp of a whole sequence's log-prob. jepo is a
-# logsumexp: it does not underflow.
-FLOORED = {"log_prob", "avg_log_prob", "prob", "avg_prob", "geo_mean_prob", "jepo", "rlpr"}
-UNDERFLOWING = {"prob"}
 
 
 @dataclasses.dataclass
@@ -54,7 +49,7 @@ class Alarms:
     the last ones of a judge's reward and of the known success.
     """
 
-    terms: tuple[str, ...]
+    terms: tuple[Term, ...]
     truncated: str
     parts_earn: bool = False
     raised: set[str] = dataclasses.field(default_factory=set)
@@ -66,7 +61,7 @@ class Alarms:
         values = {k: v for k, v in metrics.items() if isinstance(v, numbers.Real) and not math.isnan(v)}
         # Supervision samples no chains: what its steps report of chains is the data's.
         alarms = {"grader failures": GRADER_FAILURES} if not self.terms else ALARMS
-        for metric in (*PROXIES, success_of(values), CRITIC, TIE):
+        for metric in (*self.judged, success_of(values), CRITIC, TIE):
             if metric in values:
                 self.recent.setdefault(metric, collections.deque(maxlen=2 * WINDOW)).append(values[metric])
         new = []
@@ -80,9 +75,15 @@ class Alarms:
                 first.append(values[metric])
         return new
 
-    def trains_on(self, terms: set[str]) -> bool:
-        """Whether the reward has one of these terms."""
-        return not terms.isdisjoint(self.terms)
+    @property
+    def floored(self) -> bool:
+        """Whether reward.floor acts on a term."""
+        return any(t.reward.floored for t in self.terms)
+
+    @property
+    def judged(self) -> list[str]:
+        """The metrics of a judge's rewards."""
+        return [f"reward/{t.name}" for t in self.terms if t.reward.judges_alone]
 
     def moved(self, metric: str) -> float:
         """By how many standard errors the mean of the last WINDOW values is above that of as many before; 0 until there
@@ -130,7 +131,7 @@ def _open_chains(run: Alarms, values: Values) -> str | None:
     if share <= OPEN_SHARE or "env/failures" in values:  # a conversation has no answer tag
         return None
     remedy = "raise sampler.max_chain, show worked examples (prompt.examples) or teach the format (warm_start.steps)"
-    if run.truncated == "force_close" and run.trains_on(FLOORED):
+    if run.truncated == "force_close" and run.floored:
         remedy += "; a forced tag costs the policy nothing: set reward.truncated=floor"
     if run.truncated == "drop":
         remedy += "; with reward.truncated=drop they are left out, so little is learned"
@@ -151,7 +152,7 @@ def _ratio_tails(run: Alarms, values: Values) -> str | None:
 
 def _underflow(run: Alarms, values: Values) -> str | None:
     share = values.get("reward/underflow", 0.0)
-    if share <= UNDERFLOW_SHARE or not run.trains_on(UNDERFLOWING):
+    if share <= UNDERFLOW_SHARE or not any(t.reward.underflows for t in run.terms):
         return None
     return (
         f"reward/underflow is {share:.0%}: this share of answers has probability 0 in float32 (below about -87 nats) "
@@ -162,7 +163,7 @@ def _underflow(run: Alarms, values: Values) -> str | None:
 
 def _over_optimised(run: Alarms, values: Values) -> str | None:
     known = success_of(values)
-    for proxy in PROXIES:
+    for proxy in run.judged:
         if proxy in values and run.moved(proxy) > ERRORS and run.moved(known) < -ERRORS:
             return (
                 f"{proxy} rose over the last {WINDOW} steps while {known} fell: the policy pleases the judge but is "
@@ -194,7 +195,7 @@ def _critic(run: Alarms, values: Values) -> str | None:
 def _same_reward(run: Alarms, values: Values) -> str | None:
     """Not where answers are mostly right: then the groups without spread are those that are solved. Nor where parts of
     a chain earn more than its reward: then such groups teach too."""
-    names = (*GRADERS, *["prob"] * run.trains_on(FLOORED))
+    names = (*GRADERS, *["prob"] * run.floored)
     share = values.get("reward/zero_std_groups", 0.0)
     if (
         run.parts_earn

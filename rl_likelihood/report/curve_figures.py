@@ -62,7 +62,9 @@ def over_seeds(groups: Runs, panels: Sequence[Panel], looks: Mapping[str, dict],
             trained = [series(r["train"], panel.train) for r in runs]
             _training(ax, trained, drawn[name], calm if measured else window(longest), faint=measured)
         for name, runs in groups.items():
-            _held_out(ax, [series(r["heldout"], panel.heldout) for r in runs], drawn[name])
+            points = _mean_and_error([series(r["heldout"], panel.heldout) for r in runs], 1)
+            if len(points[0]):
+                style.draw_points(ax, points, *drawn[name])
         values = [row[panel.heldout] for row in words.start if row.get(panel.heldout) is not None]
         if values:
             ax.axhline(np.mean(values), **style.REFERENCE, zorder=1, gid="untouched")
@@ -90,12 +92,6 @@ def _training(ax: Axes, runs: Sequence[tuple], curve: Curve, width: int, faint: 
         ax.fill_between(steps, mean - se, mean + se, color=look["color"], alpha=0.13, linewidth=0)
 
 
-def _held_out(ax: Axes, runs: Sequence[tuple], curve: Curve) -> None:
-    points = _mean_and_error(runs, 1)
-    if len(points[0]):
-        style.draw_points(ax, points, *curve)
-
-
 def _mean_and_error(runs: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[np.ndarray, ...]:
     """(steps, mean, standard error) over several series, each smoothed; a step counts for those that have it, and of
     one alone the error is 0. A step that no run has a number for is a gap, nan."""
@@ -111,7 +107,6 @@ def _mean_and_error(runs: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -
 
 
 def _footnote(groups: Runs, panels: Sequence[Panel], words: Words, width: int) -> str:
-    """What the lines are, below the panels."""
     runs = [run for seeds in groups.values() for run in seeds]
     seeds = max(len(group) for group in groups.values())
     parts = [words.title] if words.title else []

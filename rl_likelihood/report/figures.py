@@ -20,9 +20,8 @@ def grid_figures(runs: Sequence[table.Run], rows: str = "reward") -> dict[str, F
 
     summary: the last evaluations, with their errors; curves: panels against step, mean over seeds, for each table;
     trade_off: success against perplexity; references: for texts, the reference's perplexity after its own chain, none,
-    another; group_size: metrics against the label "group"; tails: lag and ratios of runs that were off-policy;
-    correlations: of the rewards of sampled chains; answer_length: rewards against the answer's length. A row has one
-    colour in all of them.
+    another; tails: lag and ratios of runs that were off-policy; correlations: of the rewards of sampled chains;
+    answer_length: rewards against the answer's length. A row has one colour in all of them.
     """
     rows = table.row_label(runs, rows)
     groups, blocks, figures = table.grouped(runs, rows), table.blocks(runs, rows), {}
@@ -35,8 +34,6 @@ def grid_figures(runs: Sequence[table.Run], rows: str = "reward") -> dict[str, F
         figures["trade_off"] = final_figures.trade_off(blocks, looks)
     if any(final_figures.has_texts(block) for block in blocks):
         figures["references"] = final_figures.references(blocks)
-    if any(final_figures.group_of(block) for block in blocks):
-        figures["group_size"] = final_figures.group_size(blocks, looks)
     for shared, lines in groups.items():
         # sft samples no chains.
         sampling = [run for group in lines.values() for run in group if not table.supervised(run)]
@@ -48,7 +45,6 @@ def grid_figures(runs: Sequence[table.Run], rows: str = "reward") -> dict[str, F
 
 
 def _curves(shared: Iterable[tuple[str, str]], lines: Lines, looks: Mapping[str, dict]) -> dict[str, Figure]:
-    """The figures against step of one table."""
     first = table.starts(run for group in lines.values() for run in group)
     groups = {name: [loaded(r, first) for r in group if _started(r)] for name, group in lines.items()}
     groups = {name: rows for name, rows in groups.items() if rows}

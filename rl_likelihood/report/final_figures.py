@@ -1,12 +1,11 @@
-"""Figures of a grid's last evaluations: all metrics by row, success against perplexity, and against the group size."""
+"""Figures of a grid's last evaluations: all metrics by row, success against perplexity, perplexities of references."""
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from rl_likelihood.report import table
 from rl_likelihood.report.metric_table import Metric, metric
@@ -17,7 +16,6 @@ from rl_likelihood.report.style import (
     INK,
     REFERENCE,
     asked_without_chain,
-    draw_points,
     footnote,
     legend,
     panel_style,
@@ -26,7 +24,6 @@ from rl_likelihood.report.style import (
     spans_decades,
 )
 
-GROUP = "group"  # the label of group sizes
 # Of a summary: the first four that a table has.
 SUMMARY = ("greedy_success", "sampled_success", "perplexity", "chain_length", "chain_gain", "perplexity_no_chain")
 COLUMNS = 4
@@ -197,63 +194,3 @@ def references(blocks: Sequence[table.Block]) -> Figure:
     words = "Perplexity of the reference answer; lower is better.  Bars: ± standard error over seeds."
     footnote(fig, words + asked_without_chain(_without_chain(blocks)))
     return fig
-
-
-def group_of(block: table.Block) -> int | None:
-    """The group size that a table's runs share."""
-    size = block.labels.get(GROUP, "")
-    return int(size) if size.isdigit() else None
-
-
-def group_size(blocks: Sequence[table.Block], looks: Looks) -> Figure:
-    """Final metrics against the group size: a row of panels for all that tables share beside it."""
-    by_title: dict[str, dict[int, table.Block]] = {}
-    for block in blocks:
-        if size := group_of(block):
-            shared = table.title_of({k: v for k, v in block.labels.items() if k != GROUP})
-            by_title.setdefault(shared, {})[size] = block
-    keys = ("greedy_success", "sampled_success", "perplexity")
-    fig = Figure(figsize=(10.5, 3.2 * len(by_title) + 1), layout="constrained")
-    names: dict[str, None] = {}
-    for axes, (title, by_size) in zip(fig.subplots(len(by_title), 3, squeeze=False), by_title.items(), strict=True):
-        for ax, key in zip(axes, keys, strict=True):
-            _heading(ax, metric(key))
-            names |= _against_size(ax, key, by_size, looks)
-            ax.set_xscale("log", base=2)
-            ax.set_xticks(sorted(by_size))
-            ax.xaxis.set_major_formatter(FormatStrFormatter("%d"))
-            ax.xaxis.set_minor_locator(NullLocator())
-            ax.margins(x=0.15)
-            ax.set_xlabel("chains a prompt (G)", fontsize=11, color=INK)
-        if title:
-            _row_title(axes[0], title)
-    untouched = {"untouched": {**REFERENCE, "marker": ""}}
-    legend(fig, {name: looks[name] for name in names} | untouched)
-    footnote(fig, "Bars: ± standard error over seeds.")
-    return fig
-
-
-def _against_size(ax: Axes, key: str, by_size: Mapping[int, table.Block], looks: Looks) -> dict[str, None]:
-    """One panel of group_size; the names that it shows."""
-    points: dict[str, list[tuple[int, table.Cell]]] = {}
-    for size, block in sorted(by_size.items()):
-        for line in block.lines:
-            if c := line.cell(key):
-                points.setdefault(line.name, []).append((size, c))
-    start = points.pop(table.UNTOUCHED, [])
-    if start:
-        ax.axhline(np.mean([c.mean for _, c in start]), **REFERENCE, zorder=1)
-    once = _without_chain(by_size.values())  # no G is theirs
-    for i, (name, cells) in enumerate(points.items()):
-        if name in once:
-            ax.axhline(np.mean([c.mean for _, c in cells]), color=looks[name]["color"], linewidth=1.5, zorder=1)
-            continue
-        columns = zip(*((size, c.mean, c.se or 0.0) for size, c in cells), strict=True)
-        draw_points(ax, list(columns), looks[name], i, len(points))
-    values = [c.mean for cells in [*points.values(), start] for _, c in cells]
-    if values and metric(key).logarithmic and spans_decades(values):
-        ax.set_yscale("log")
-        plain_log(ax.yaxis)
-    elif not any(values):
-        ax.set_ylim(0, 1)
-    return dict.fromkeys(points)

@@ -50,7 +50,6 @@ def numbers(names: Iterable[str]) -> dict[str, int]:
 
 
 def looks(names: Iterable[str]) -> dict[str, dict]:
-    """Colour, dash and marker by name."""
     return {name: look_of(i) for name, i in numbers(names).items()}
 
 
@@ -128,7 +127,6 @@ def fit_scale(ax: Axes, metric: Metric) -> None:
 
 
 def spans_decades(values: Sequence[float]) -> bool:
-    """Whether positive values span more than a factor of ten."""
     return min(values) > 0 and max(values) > 10 * min(values)
 
 
@@ -165,7 +163,6 @@ def legend(fig: Figure, names: Mapping[str, dict], ncols: int = 5, inside: Axes 
 
 
 def footnote(fig: Figure, text: str) -> None:
-    """What the lines and points of a figure are, below its panels."""
     fig.supxlabel(text, fontsize=10, color=NOTE)
 
 

@@ -55,7 +55,6 @@ def evaluation(row: Mapping[str, Any]) -> str:
 
 
 def evaluation_line(stage: str, row: Mapping[str, Any]) -> str:
-    """The console line of an evaluation during a run."""
     parts = []
     for name in EVAL_LINE:
         if name in row:

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rl_likelihood.runtime.run_files import cannot_write
+from rl_likelihood.runtime.run_files import TRACKING_ID, cannot_write
 from rl_likelihood.shapes import UserError
 
-ID = "wandb_id"
 BOARD = "tensorboard"  # folder of a workdir
 
 
@@ -37,14 +36,12 @@ class Tracker:
             _tried("wandb did not start", start)
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
-        """Numbers by name, after `step` updates."""
         if self._run is not None and not _tried("wandb failed", lambda: self._run.log(numbers, step=int(step))):
             self._run = None
         if self._board is not None and not _tried("TensorBoard failed", lambda: self._board.log(int(step), numbers)):
             self._board = None
 
     def close(self, failed: bool = False) -> None:
-        """Ends what there is."""
         if self._board is not None:
             _tried("TensorBoard did not end", self._board.close)
         if self._run is not None:
@@ -110,7 +107,7 @@ class Board:
 def _start(workdir: Path, mode: str, project: str, config: dict[str, Any]):
     import wandb  # it takes over a second to import, and most runs do without it
 
-    path = workdir / ID
+    path = workdir / TRACKING_ID
     if not path.exists():
         path.write_text(uuid.uuid4().hex[:12] + "\n")
     return wandb.init(

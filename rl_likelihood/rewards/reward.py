@@ -42,6 +42,7 @@ class Reward:
     # answer after every chain of its group; conversation: an environment.
     needs: tuple[Literal["proxy", "initial", "cross", "conversation"], ...] = ()
     binary: bool = False  # its numbers are 0 or 1
+    underflows: bool = False  # it is made of the exp of a whole answer's log-prob
     alternatives: str = ""  # the field of a row with the other answers that it reads
     # Does it read the answer's token log-probs without a chain? may: if reward.baseline provides them. weights: if
     # reward.token_weights is made from them. must: always.
@@ -51,6 +52,16 @@ class Reward:
     def differentiable(self) -> bool:
         """Whether the reward has a gradient of its own through the answer's tokens."""
         return self.kind in ("score", "group", "built")
+
+    @property
+    def floored(self) -> bool:
+        """Whether reward.floor acts on it: whether it reads the reference answer's log-probs."""
+        return self.differentiable or (self.kind == "step" and "reference" in self.reads and "proxy" not in self.needs)
+
+    @property
+    def judges_alone(self) -> bool:
+        """Whether a second model scores each answer by itself."""
+        return self.kind == "judge" and "group" not in self.reads
 
     @property
     def on_host(self) -> bool:

@@ -199,7 +199,10 @@ _SAMPLED = ("chain", "answer")  # statistics of whatever was sampled
 
 REWARDS: dict[str, Reward] = {
     # Likelihood of the reference answer.
-    **{name: Reward(score, "score", score.__doc__) for name, score in likelihood.SCORES.items()},
+    **{
+        name: Reward(score, "score", score.__doc__, underflows=score is likelihood.prob)
+        for name, score in likelihood.SCORES.items()
+    },
     "jepo": Reward(likelihood.jepo, "group", likelihood.log_mean_exp.__doc__, ("chain", "reference", "group")),
     "weighted_log_prob": Reward(weighted_log_prob, "built", weighted_log_prob.__doc__, no_chain="weights"),
     "weighted_avg_prob": Reward(weighted_avg_prob, "built", weighted_avg_prob.__doc__, no_chain="weights"),
@@ -215,7 +218,14 @@ REWARDS: dict[str, Reward] = {
     "nover_efficiency": Reward(
         nover_efficiency, "step", nover_efficiency.__doc__, span="response", with_terms=("format",), needs=("proxy",)
     ),
-    "cer": Reward(cer_reward, "step", cer_reward.__doc__, ("chain", "answer", "reference", "group"), needs=("cross",)),
+    "cer": Reward(
+        cer_reward,
+        "step",
+        cer_reward.__doc__,
+        ("chain", "answer", "reference", "group"),
+        needs=("cross",),
+        underflows=True,
+    ),
     "vr_cli": Reward(vr_cli, "step", vr_cli.__doc__, no_chain="must", needs=("initial",)),
     # Without a reference answer: from statistics of the sampled tokens, or from the other answers of the group.
     **{name: Reward(_intrinsic(name), "step", f.__doc__, _SAMPLED) for name, f in intrinsic.INTRINSIC.items()},

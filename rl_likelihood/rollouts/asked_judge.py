@@ -224,9 +224,9 @@ def judged(judge: AnyJudge, task: Task, graded: HostRewards, rows: list[EncodedE
         logged = {"judge/cut": float(encoded.cut)}  # the step counts failures
         return graded._replace(logged=graded.logged | logged, judged=encoded.judged)
     if isinstance(judge, Experts):
-        read = judge.read(rows, plain)
-        logged = {"judge/failures": 0.0, "judge/cut": float(read.cut)}
-        return graded._replace(logged=graded.logged | logged, compared=read.compared, replayed=read.replayed)
+        compared, replayed, cut = judge.read(rows, plain)
+        logged = {"judge/failures": 0.0, "judge/cut": float(cut)}
+        return graded._replace(logged=graded.logged | logged, compared=compared, replayed=replayed)
     verdicts, further = None, dict[str, float]()
     if isinstance(judge, SimilarAnswers):
         out, further = judge([row.example.answer for row in rows], plain)

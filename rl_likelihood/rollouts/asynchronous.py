@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import json
 import threading
 import time
@@ -90,10 +91,7 @@ class Asynchronous:
             graded, texts = b.grade(rollout, rows)
             batch, rollout = b.batch(rollout, rows, graded)
         waited += self.locked_out
-
-        def measured() -> dict[str, float]:
-            return graded.logged | b.text_metrics(sampled, texts)
-
+        measured = functools.partial(b.metrics, graded, sampled, texts)
         queue = {
             "queue/lag": step - rollout.version,
             "queue/depth": len(self.queue),

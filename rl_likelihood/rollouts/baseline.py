@@ -39,15 +39,7 @@ FILE = "baseline.jsonl"
 
 def key_of(row: EncodedExample) -> str:
     """A key of question and answer, which does not depend on the row's number."""
-    return _hash(f"{questions.example_key(row.example)}\n{row.example.answer}")
-
-
-def _old_key_of(row: EncodedExample) -> str:
-    """The key in older workdirs: of the question alone."""
-    return _hash(questions.example_key(row.example))
-
-
-def _hash(text: str) -> str:
+    text = f"{questions.example_key(row.example)}\n{row.example.answer}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -127,14 +119,12 @@ def read_baseline(workdir: Path, reward: RewardConfig, width: int) -> Callable[[
     by_key = {row["key"]: row for row in _written(workdir / FILE)}
 
     def stored(row: EncodedExample) -> dict:
-        old = by_key.get(_old_key_of(row), {})
-        found = by_key.get(key_of(row)) or (old if old.get("id") == row.example.id else None)
-        if found is None:
+        if key_of(row) not in by_key:
             raise UserError(
                 f"{FILE} of the workdir has no line for question {row.example.id}: it was written for fewer steps or "
-                "other data; set train.steps as it was, or choose another --workdir"
+                "other data, or by an earlier version; set train.steps as it was, or choose another --workdir"
             )
-        return found
+        return by_key[key_of(row)]
 
     def read(rows: list[EncodedExample]) -> Baseline:
         entries = [stored(row) for row in rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,8 +139,7 @@ class Batches:
                 parts.append(
                     decode.sample(weights, sampled_prompts, self.task.key(SAMPLE), cfg).replace(prompts=prompts)
                 )
-        width = max(part.segment.shape[-1] for part in parts)
-        return concat_rows(*(widened(part, width, prompts.tokens.shape[1], self.task.fmt.pad_id) for part in parts))
+        return concat_rows(*same_width(parts, self.task.fmt.pad_id))
 
     def align(self, rollout: Rollout) -> Rollout:
         """The rollout, padded to the widest of all processes, with the chains that other processes sampled.
@@ -204,14 +203,14 @@ class Batches:
         batch = batch.replace(compared=graded.compared, replayed=graded.replayed)
         return batch, rollout
 
-    def text_metrics(self, rollout: Rollout, texts: Texts | None) -> dict[str, float]:
-        """Metrics of the chains' text."""
+    def metrics(self, graded: HostRewards, rollout: Rollout, texts: Texts | None) -> dict[str, float]:
+        """The metrics of the host's rewards, and those of the chains' text."""
         texts = sampled_texts(self.task, rollout) if texts is None else texts
         flat = [text for group in texts for text in group]
         # Only the exact tag counts: "</thought>" is another one.
         closed = [self.task.fmt.think_close in text for text in flat]
         words = rules.transition_rate(flat, self.task.config.report.transition_words)
-        return {"chain/closed": sum(closed) / len(closed), "chain/transition_words": words}
+        return graded.logged | {"chain/closed": sum(closed) / len(closed), "chain/transition_words": words}
 
     def close(self) -> None:
         """Closes the grader pool and the judge."""
@@ -236,6 +235,13 @@ def means(logged: dict[str, float]) -> dict[str, float]:
     rows = distributed.gather(np.asarray([[logged[k] for k in names]], np.float32))
     parts = [logged] if len(rows) == 1 else [dict(zip(names, map(float, row), strict=True)) for row in rows]
     return {k: v for k, v in combined(parts).items() if not math.isnan(v)}
+
+
+def same_width(rollouts: Sequence[Rollout], pad_id: int) -> list[Rollout]:
+    """The rollouts, padded to the widest."""
+    width = max(rollout.segment.shape[-1] for rollout in rollouts)
+    prompt_width = max(rollout.prompts.tokens.shape[1] for rollout in rollouts)
+    return [widened(rollout, width, prompt_width, pad_id) for rollout in rollouts]
 
 
 def widened(rollout: Rollout, width: int, prompt_width: int, pad_id: int) -> Rollout:

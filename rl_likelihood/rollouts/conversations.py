@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,23 +28,17 @@ from rl_likelihood.sampler import turns
 from rl_likelihood.sampler.decode import SamplerConfig, request_of
 from rl_likelihood.sampler.draw import Request
 from rl_likelihood.sampler.turns import TurnPrefix
-from rl_likelihood.shapes import CHAIN, ENV, REFERENCE, Example, Outcomes, Prompts, Rollout, UserError
+from rl_likelihood.shapes import CHAIN, ENV, REFERENCE, TAG, Example, Outcomes, Prompts, Rollout, UserError
 from rl_likelihood.tables import environment_of
 from rl_likelihood.task import Task
 
 NO_STOP = np.zeros((1, 1), np.int8)  # a stop table without stop strings: only an end-of-sequence id ends a message
 
 
-class Paid(NamedTuple):
-    """The scores of a finished conversation: the environment's reward, and the F1 of its calls if it has one."""
-
-    reward: float = 0.0
-    calls_f1: float | None = None
-
-
 @dataclasses.dataclass
 class Conversation:
-    """One row in progress: its ids so far, and the environment's state."""
+    """One row in progress: its ids so far, and the environment's state. `reward` and `calls_f1`, if the environment has
+    it, are of a finished one."""
 
     state: Any
     ids: list[int] = dataclasses.field(default_factory=list)
@@ -55,7 +49,8 @@ class Conversation:
     calls: int = 0
     bad: int = 0
     failed: bool = False
-    paid: Paid = Paid()
+    reward: float = 0.0
+    calls_f1: float | None = None
 
     def add(self, ids: np.ndarray, kind: int, logp: np.ndarray | None = None) -> None:
         """Appends ids [n] of one segment kind (shapes.py), with their log-probs [n] (nats) if they were sampled."""
@@ -224,8 +219,8 @@ class Conversations:
             array(lambda row: row.logp, 0, np.float32),
             truncated=per_row(lambda row: row.end == "out_of_turns", bool),
             outcomes=Outcomes(
-                reward=per_row(lambda row: row.paid.reward, np.float32),
-                calls_f1=per_row(lambda row: row.paid.calls_f1, np.float32),
+                reward=per_row(lambda row: row.reward, np.float32),
+                calls_f1=per_row(lambda row: row.calls_f1, np.float32),
                 end=per_row(lambda row: ENDS.index(row.end), np.int32),
                 turns=per_row(lambda row: row.turns, np.int32),
                 calls=per_row(lambda row: row.calls, np.int32),
@@ -239,10 +234,10 @@ class Conversations:
         reward, f1 = self.environment.reward, getattr(self.environment, "calls_f1", None)
         ran = [row for row in played if not row.failed]
         f1_of = lambda row: None if f1 is None else number_of(f1(row.state), "calls_f1")
-        calls = [lambda row=row: Paid(number_of(reward(row.state, row.end)), f1_of(row)) for row in ran]
-        for row, paid in zip(ran, self._asked("reward", calls), strict=True):
-            row.failed = paid is None
-            row.paid = paid or Paid()
+        calls = [lambda row=row: (number_of(reward(row.state, row.end)), f1_of(row)) for row in ran]
+        for row, scores in zip(ran, self._asked("reward", calls), strict=True):
+            row.failed = scores is None
+            row.reward, row.calls_f1 = scores or (0.0, None)
 
 
 @functools.cache
@@ -318,11 +313,13 @@ def conversations_of(task: Task) -> Conversations | None:
 
 
 def targets_of(
-    task: Task, rows: Sequence[EncodedExample], conversations: Conversations | None
+    task: Task, rows: Sequence[EncodedExample], conversations: Conversations | None, learn_tags: bool
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The targets of supervised training, as (ids, segments) for each row: chain and answer, or a conversation."""
+    """The targets of supervised training, as (ids, segments) for each row: chain and answer, or a conversation. With
+    `learn_tags` the closing tags are marked as chain."""
     if conversations is None:
-        return [completion_ids(row, row.example.chain, task.tokenizer, task.fmt) for row in rows]
+        targets = [completion_ids(row, row.example.chain, task.tokenizer, task.fmt) for row in rows]
+        return [(ids, np.where((kinds == TAG) & learn_tags, CHAIN, kinds)) for ids, kinds in targets]
     limit = task.config.spoken_tokens
     played = [conversations.given(row) for row in rows]
     return [(np.asarray(c.ids[:limit], np.int32), np.asarray(c.kinds[:limit], np.int32)) for c in played]

@@ -14,14 +14,6 @@ from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.shapes import Compared
 
 
-class Read(NamedTuple):
-    """The critic's inputs: the step's answers, replayed earlier answers or None, and the number of cut rows."""
-
-    compared: Compared
-    replayed: Compared | None
-    cut: int
-
-
 class Pairs(NamedTuple):
     """Q pairs of an expert's and a policy's answer for each of P questions. `shown` [P * Q]: (question, answers).
     `expert` [P, Q]: the number of the expert's answer, 1 or 2."""
@@ -45,9 +37,11 @@ class Experts:
     seen: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
     steps: int = 0
 
-    def read(self, rows: list[EncodedExample], answers: list[list[str | None]]) -> Read:
-        """The inputs of one step: the reference and the policy's answers to each question, and one replayed earlier
-        answer per question with its reference."""
+    def read(
+        self, rows: list[EncodedExample], answers: list[list[str | None]]
+    ) -> tuple[Compared, Compared | None, int]:
+        """The inputs of one step: the reference and the policy's answers to each question; one replayed earlier answer
+        per question with its reference, or None; and the number of cut rows."""
         rng, asked = self._begin(rows)
         questions = [(q, e, group) for (q, e), group in zip(asked, answers, strict=True)]
         fresh, cut = self._compared(questions, rng.random((len(rows), len(answers[0]))) < 0.5)
@@ -61,7 +55,7 @@ class Experts:
             replayed, _ = self._compared(replay, np.tile([True, False], (len(rows), 1)))
             replayed = replayed.replace(present=np.full((len(rows), 2), bool(self.seen)))
             self._remember(asked, answers, rng)
-        return Read(fresh, replayed, cut)
+        return fresh, replayed, cut
 
     def pairs(self, rows: list[EncodedExample], answers: list[list[str | None]]) -> Pairs:
         """The pairs of each question: with the policy's answers, then as many with earlier answers to any question.

@@ -20,7 +20,7 @@ from rl_likelihood.grading import graders
 from rl_likelihood.learner.adversarial import NAME, REPLAYED
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.rewards.adversarial import VERDICTS, verdict_of, verdict_rewards
-from rl_likelihood.rollouts.batches import Batches, widened
+from rl_likelihood.rollouts.batches import Batches, same_width
 from rl_likelihood.rollouts.experts import Experts, Pairs
 from rl_likelihood.rollouts.host_rewards import host_rewards, sampled_texts
 from rl_likelihood.rollouts.resample import Drawn
@@ -82,10 +82,8 @@ def _joined(parts: list[Drawn], rewards: np.ndarray, logged: dict[str, float], p
     def joined(*x):
         return np.stack(x, 1).reshape(-1, *x[0].shape[1:])
 
-    width = max(d.rollout.segment.shape[-1] for d in parts)
-    prompt_width = max(d.rollout.prompts.tokens.shape[1] for d in parts)
     one = {"version": parts[0].rollout.version, "number": parts[0].rollout.number, "seconds": seconds}
-    rollouts = [widened(d.rollout, width, prompt_width, pad_id).replace(**one) for d in parts]
+    rollouts = [rollout.replace(**one) for rollout in same_width([d.rollout for d in parts], pad_id)]
     rewards = rewards.reshape(-1, rewards.shape[-1])
     values = {k: joined(*(d.graded.values[k] for d in parts)) for k in parts[0].graded.values}
     values[NAME] = np.nan_to_num(rewards)

@@ -19,7 +19,7 @@ import numpy as np
 
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.rewards import group_filter, shaping
-from rl_likelihood.rollouts.batches import combined, widened
+from rl_likelihood.rollouts.batches import combined, same_width
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts
 from rl_likelihood.runtime import distributed
 from rl_likelihood.settings import Config
@@ -80,15 +80,11 @@ def merge_drawn(parts: list[Drawn], groups: list[Groups], pad_id: int) -> Drawn:
     """The batch of the chosen groups. Its metrics are means over everything that was drawn, and the numbers drawn."""
     accepts = [x.accepted for x in groups]
     pick = chosen(accepts)
-    width = max(d.rollout.segment.shape[-1] for d in parts)
-    prompt_width = max(d.rollout.prompts.tokens.shape[1] for d in parts)
-    last = parts[-1].rollout
-    padded = [
-        widened(d.rollout, width, prompt_width, pad_id).replace(version=last.version, number=last.number, seconds=0.0)
-        for d in parts
-    ]
+    rollouts = [d.rollout for d in parts]
+    common = {"version": rollouts[-1].version, "number": rollouts[-1].number, "seconds": 0.0}
+    padded = [rollout.replace(**common) for rollout in same_width(rollouts, pad_id)]
     rollout = jax.tree.map(lambda *x: np.concatenate(x)[pick], *padded)
-    rollout = rollout.replace(seconds=sum(d.rollout.seconds for d in parts))
+    rollout = rollout.replace(seconds=sum(x.seconds for x in rollouts))
     values = {k: np.concatenate([d.graded.values[k] for d in parts])[pick] for k in parts[0].graded.values}
     logged = combined([d.graded.logged for d in parts]) | {
         "resample/batches": float(len(parts)),

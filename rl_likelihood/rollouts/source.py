@@ -7,6 +7,7 @@ Given          supervised training: the reference answers, with or without the d
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from rl_likelihood.rollouts.resample import Drawn, Groups, LearnerFilter, by_hos
 from rl_likelihood.run_model import rollout_model
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.devices import Devices, sampler_weights
-from rl_likelihood.shapes import CHAIN, TAG, UserError
+from rl_likelihood.shapes import UserError
 from rl_likelihood.task import Task
 
 
@@ -88,10 +89,7 @@ class Synchronous:
         batch = batch.replace(
             counted=counted, **(roles(c, len(drawn.rows) // c.prompts_per_question) if c.raro else {})
         )
-
-        def measured() -> dict[str, float]:
-            return drawn.graded.logged | b.text_metrics(drawn.rollout, drawn.texts)
-
+        measured = functools.partial(b.metrics, drawn.graded, drawn.rollout, drawn.texts)
         queue = {"queue/lag": 0, "queue/depth": 0, "queue/dropped": 0}
         times = {"time/sample": rollout.seconds, "time/wait": 0.0}
         verdicts = drawn.graded.verdicts
@@ -158,9 +156,7 @@ class Given:
         start, b = time.perf_counter(), self.batches
         rows, fmt = b.rows(step), b.task.fmt
         if self.chains:
-            targets = targets_of(b.task, rows, b.conversations)
-            if b.task.config.step.supervise_chain:  # the closing tags are learned with the chain
-                targets = [(ids, np.where(kinds == TAG, CHAIN, kinds)) for ids, kinds in targets]
+            targets = targets_of(b.task, rows, b.conversations, b.task.config.step.supervise_chain)
             rollout = given_rollout(b.collate(step), targets, fmt.pad_id, self.width)
         else:
             rollout = answers_after(b.collate(step), fmt.close_think_ids, fmt.pad_id, self.width)

@@ -30,22 +30,12 @@ from rl_likelihood.model.lora import LoraConfig, as_base, merged, trained_specs
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.checksums import DamagedError, check_files, check_sums, checksums
 from rl_likelihood.runtime.quiet import quiet_orbax
+from rl_likelihood.settings import TrainSettings
 from rl_likelihood.shapes import TrainState, UserError
 
 FOLDER, REST, DROPPED = "checkpoints", "rest", "optimizer_dropped"
 INITIAL = "initial"  # folder of a workdir: the model of step 0, for a reference model, or the base of adapters
 Manager = ocp.CheckpointManager
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """Save every `every` steps. Keep the last `keep`, each step that `keep_every` divides, and with `best` the best
-    step."""
-
-    every: int
-    keep: int
-    keep_every: int = 0
-    best: bool = False
 
 
 @dataclasses.dataclass
@@ -58,13 +48,13 @@ class Chosen:
         return [self.chosen(c.step) for c in checkpoints]
 
 
-def due(cfg: CheckpointConfig, step: int, steps: int) -> bool:
-    """Whether to save the state after `step` of `steps` updates."""
-    return step == steps or (step > 0 and step % cfg.every == 0)
+def due(t: TrainSettings, step: int) -> bool:
+    """Whether to save the state after `step` updates."""
+    return step == t.steps or (step > 0 and step % t.checkpoint_every == 0)
 
 
 def open_manager(
-    workdir: str | Path, cfg: CheckpointConfig, is_best: Callable[[int], bool] | None = None
+    workdir: str | Path, t: TrainSettings, is_best: Callable[[int], bool] | None = None
 ) -> ocp.CheckpointManager:
     """The checkpoint manager of `workdir`. Creates the folder if necessary, and deletes checkpoints that a killed run
     left unfinished.
@@ -72,8 +62,8 @@ def open_manager(
     `is_best`: steps to keep. Close the manager with `close`. Raises UserError if the folder cannot be written.
     """
     quiet_orbax()
-    policies: list[Any] = [LatestN(cfg.keep)]
-    policies += [EveryNSteps(cfg.keep_every)] if cfg.keep_every else []
+    policies: list[Any] = [LatestN(t.keep_checkpoints)]
+    policies += [EveryNSteps(t.keep_every)] if t.keep_every else []
     policies += [Chosen(is_best)] if is_best else []
     options = ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
@@ -113,10 +103,6 @@ def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict[str, Any]
     if distributed.share(step in manager.all_steps()):
         return
     arrays = _named(state)
-    if jax.process_count() > 1:
-        for name, x in arrays.items():
-            if x.is_fully_addressable:
-                raise ValueError(f"{name} lives on one process; put it on the mesh (mesh.replicated) before saving")
     sums = checksums(arrays)
     leaves = {k: {"shape": list(x.shape), "dtype": str(x.dtype), "sum": sums[k]} for k, x in arrays.items()}
     params, rest = _split(state)
@@ -128,7 +114,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict[str, Any]
 
 def save_initial(workdir: str | Path, state: TrainState, meta: dict[str, Any]) -> None:
     """Saves the state from which a run starts in a separate folder, so that no retention rule deletes it."""
-    manager = open_manager(workdir, CheckpointConfig(every=1, keep=1))
+    manager = open_manager(workdir, TrainSettings(keep_checkpoints=1))
     try:
         save(manager, state, meta)
     finally:

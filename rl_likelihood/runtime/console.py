@@ -81,5 +81,4 @@ def size(count: float) -> str:
 
 
 def chains_words(samples: int) -> str:
-    """How many chains an evaluation samples for each question."""
     return f"1 greedy and {counted(samples, 'sampled chain')} each" if samples else "1 greedy chain each"

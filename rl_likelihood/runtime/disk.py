@@ -1,5 +1,6 @@
 """The disk space of a run, and the part of it that a finished run no longer needs."""
 
+import functools
 import math
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state
 from rl_likelihood.model.architecture import ModelConfig, abstract, param_specs
 from rl_likelihood.model.lora import trained_specs
-from rl_likelihood.runtime.checkpoint import DROPPED, FOLDER, REST, CheckpointConfig, latest_step
+from rl_likelihood.runtime.checkpoint import DROPPED, FOLDER, REST, latest_step
 from rl_likelihood.settings import Config, TrainSettings
 from rl_likelihood.shapes import UserError
 
@@ -28,31 +29,24 @@ def disk_of_run(c: Config, model: ModelConfig) -> Disk:
     """The disk space of a run's checkpoints. Metrics, samples and evaluations are not included."""
     params, whole = abstract(trained_specs(model, c.lora)), abstract(param_specs(model))
     state = jax.eval_shape(lambda p: init_state(p, make_optimizer(c.optimizer), c.step), params)
-    cfg, steps, start = checkpoint_config(c.train), c.train.steps, bool(c.warm_start.steps)
+    at_once = functools.partial(checkpoints_at_once, c.train, start=bool(c.warm_start.steps))
     reference = tree_bytes(whole) if c.step.with_frozen else 0  # the model of step 0
     if c.lora.rank and c.lora.stored_dtype == "bfloat16":
         reference //= 2
-    training = checkpoints_at_once(cfg, steps, start) * tree_bytes(state)
-    finished = checkpoints_at_once(cfg, steps, start, writing=False) * tree_bytes(
-        state if c.train.keep_optimizer else params
-    )
+    training = at_once() * tree_bytes(state)
+    finished = at_once(writing=False) * tree_bytes(state if c.train.keep_optimizer else params)
     return Disk(training + reference, finished + reference)
 
 
-def checkpoint_config(t: TrainSettings) -> CheckpointConfig:
-    """When a run saves checkpoints, and which it keeps."""
-    return CheckpointConfig(t.checkpoint_every, t.keep_checkpoints, t.keep_every, bool(t.best))
-
-
-def checkpoints_at_once(cfg: CheckpointConfig, steps: int, start: bool = False, writing: bool = True) -> int:
-    """The maximum number of checkpoints on disk in a run of `steps` updates. `start`: step 0 is saved too. `writing`:
-    includes the one being written, while the old ones still exist."""
-    saved = steps // cfg.every + (steps % cfg.every > 0) + start
+def checkpoints_at_once(t: TrainSettings, start: bool = False, writing: bool = True) -> int:
+    """The maximum number of a run's checkpoints on disk. `start`: step 0 is saved too. `writing`: includes the one
+    being written, while the old ones still exist."""
+    steps, every, best = t.steps, t.checkpoint_every, bool(t.best)
+    saved = steps // every + (steps % every > 0) + start
     marked = 0
-    if cfg.keep_every:
-        common = math.lcm(cfg.every, cfg.keep_every)
-        marked = steps // common + (steps % cfg.every > 0 and steps % cfg.keep_every == 0) + start
-    return min(saved + cfg.best, marked + cfg.keep + cfg.best + writing)
+    if t.keep_every:
+        marked = steps // math.lcm(every, t.keep_every) + (steps % every > 0 and steps % t.keep_every == 0) + start
+    return min(saved + best, marked + t.keep_checkpoints + best + writing)
 
 
 def tree_bytes(tree: Any) -> int:

@@ -206,7 +206,6 @@ def folder_of_first(folder: Path) -> Iterator[Path]:
 
 
 def several() -> bool:
-    """Whether this run has more than one process."""
     return bool(_watching)
 
 

@@ -27,13 +27,11 @@ class Profile:
             say(f"profile  nothing is traced: step {steps[1]}, the last of report.profile, is already done")
 
     def before(self, step: int) -> None:
-        """To be called before step number `step`."""
         if not self.running and self.steps[0] <= step <= self.steps[1]:
             jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
             self.running, self.began = True, (step, time.perf_counter())
 
     def after(self, step: int) -> None:
-        """To be called after step number `step`."""
         if self.running and step >= self.steps[1]:
             first, wall = self.began[0], time.perf_counter() - self.began[1]
             self._stop()

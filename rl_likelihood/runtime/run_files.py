@@ -19,6 +19,7 @@ from rl_likelihood.runtime.lock import in_use
 from rl_likelihood.shapes import UserError
 
 METRICS, SAMPLES, EVAL, STATUS = "metrics.jsonl", "samples.jsonl", "eval.jsonl", "STATUS"
+TRACKING_ID = "wandb_id"
 
 
 def _number(x: float) -> tuple[float | None, int]:

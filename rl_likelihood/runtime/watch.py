@@ -242,7 +242,6 @@ class Watch:
         return False
 
     def _obey(self, number: int, line: str) -> None:
-        """Acts on one message."""
         word, _, arguments = line.partition(" ")
         code, _, why = arguments.partition(" ")
         if word == "end" and not self.over:

@@ -12,12 +12,11 @@ from rl_likelihood.config import binding_differences, flatten
 from rl_likelihood.model.architecture import ModelConfig
 from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.runtime.console import say
-from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES, read_object, replace
+from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES, TRACKING_ID, read_object, replace
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import UserError
 
 CONFIG = "config.json"
-TRACKING_ID = "wandb_id"
 INPUTS = "inputs.json"  # the inputs of a run besides its config: the date in its prompts, and digests (DEPENDS)
 # The inputs whose digests are compared: a description, and the config fields with their paths. The files may move.
 DEPENDS = {
@@ -73,7 +72,6 @@ def claim(workdir: Path, c: Config, force: bool | None = None) -> None:
 
 
 def write_config(workdir: Path, c: Config) -> None:
-    """Writes the config as the workdir's config."""
     replace(workdir / CONFIG, json.dumps(flatten(c), indent=1) + "\n")
 
 
@@ -109,14 +107,11 @@ def kept_date(workdir: Path) -> str:
     return _inputs(workdir).get("date", "")
 
 
-def keep_inputs(
-    workdir: Path, date: str, digests: dict[str, str], force: bool | None = None, former: dict[str, str] | None = None
-) -> None:
+def keep_inputs(workdir: Path, date: str, digests: dict[str, str], force: bool | None = None) -> None:
     """Saves the date and the digests of a run's inputs (DEPENDS). OtherInputs if one has changed since the first
-    results, unless `force`, as in `claim`. `former`: the same inputs' digests as earlier versions wrote them."""
+    results, unless `force`, as in `claim`."""
     old = _inputs(workdir) if has_results(workdir) else {}
-    same = lambda name: old.get(name) in (None, digests[name], (former or {}).get(name))
-    changed = [name for name in DEPENDS if name in digests and not same(name)]
+    changed = [name for name in DEPENDS if name in digests and old.get(name) not in (None, digests[name])]
     if changed and not force:
         description, paths = DEPENDS[changed[0]]
         raise OtherInputs(

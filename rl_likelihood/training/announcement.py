@@ -10,7 +10,7 @@ import jax
 from rl_likelihood import __version__
 from rl_likelihood.evaluation.preference import RM_EVAL
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.model.architecture import ModelConfig, abstract, count, param_specs
+from rl_likelihood.model.architecture import abstract, count, param_specs
 from rl_likelihood.model.decoding import decoding_layout
 from rl_likelihood.model.lora import as_base, trained_specs
 from rl_likelihood.progress import counted
@@ -46,7 +46,13 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     """Print the model, devices, data, reward, sizes and workdir. `resume`: the checkpoint's step."""
     c, m = task.config, task.model
     parameters = count(abstract(param_specs(m)))
-    say(f"rl_likelihood {__version__}, jax {jax.__version__}, {device_words(devices)}")
+    of_devices = counted(jax.device_count(), f"{jax.default_backend()} device")
+    if jax.process_count() > 1:
+        of_devices += f" of {jax.process_count()} processes"
+    if devices.separate:
+        of_devices += f", {devices.sampler.size} per process for sampling"
+    axes = " x ".join(f"{k} {v}" for k, v in devices.learner.shape.items())
+    say(f"rl_likelihood {__version__}, jax {jax.__version__}, {of_devices}; learner: {axes}")
     layers = "scanned" if m.scan_layers else "unrolled"
     computed = f"compute {m.compute_dtype}, attention {m.attention}, layers {layers}"
     say(f"model    {c.model.path or c.model.preset}: {m.family}, {parameters:,} parameters, {computed}")
@@ -73,7 +79,9 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     copies = memory_copies(task, parameters, loops=micro_size < p or (measured and p > 1))
     copy_words = f"{', '.join(copies)}, on {counted(devices.learner.size, 'device')}"
     say(f"memory   at least {size(sum(copies.values()) * 4 * parameters)} for {copy_words}, plus activations")
-    say(f"disk     {disk_words(c, m)}")
+    most, finished = map(size, disk_of_run(c, m))
+    without = "" if c.train.keep_optimizer else " without optimizer state"
+    say(f"disk     at most {most} of checkpoints, {finished}{without} after the run")
     if workdir is not None:
         start_words = f"resumes after step {resume}" if resume is not None else "new run"
         say(f"workdir  {workdir} ({start_words}): metrics.jsonl, samples.jsonl, eval.jsonl, checkpoints/")
@@ -94,26 +102,7 @@ def steps_line(c: Config, questions: int) -> str:
     return f"steps    {c.train.steps}, {least}{many} {questions:,} questions{later}"
 
 
-def disk_words(c: Config, model: ModelConfig) -> str:
-    """The disk space of the run's checkpoints: the maximum, and after the run is finished."""
-    disk = disk_of_run(c, model)
-    without = "" if c.train.keep_optimizer else " without optimizer state"
-    maximum, finished = map(size, disk)
-    return f"at most {maximum} of checkpoints, {finished}{without} after the run"
-
-
-def device_words(devices: Devices) -> str:
-    """The number and kind of devices, and the learner's mesh."""
-    words = counted(jax.device_count(), f"{jax.default_backend()} device")
-    if jax.process_count() > 1:
-        words += f" of {jax.process_count()} processes"
-    if devices.separate:
-        words += f", {devices.sampler.size} per process for sampling"
-    return f"{words}; learner: {' x '.join(f'{k} {v}' for k, v in devices.learner.shape.items())}"
-
-
 def reward_words(c: Config) -> str:
-    """The reward and the settings of the loss."""
     terms = [f"advantage: {ADVANTAGE[c.loss.advantage]}", f"policy term on the {c.step.policy_span}"]
     name = c.reward.name
     if c.reward.supervised:

@@ -33,7 +33,7 @@ from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sampler_weights, using
 from rl_likelihood.runtime.run_files import replace
-from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, Batch, Example, UserError
+from rl_likelihood.shapes import REFERENCE, Batch, Example, UserError
 from rl_likelihood.task import WARM_START, Task, trained
 
 FILE = "warm_start.jsonl"
@@ -121,9 +121,7 @@ def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, betw
     rows = chains_to_learn(task, devices, params, workdir, between)
     if c.converses:
         say_longer(task, rows)
-    targets = targets_of(task, rows, conversations_of(task))
-    # Closing tags are marked as chain, so that they are learned too.
-    targets = [(ids, np.where(kinds == TAG, CHAIN, kinds)) for ids, kinds in targets]
+    targets = targets_of(task, rows, conversations_of(task), learn_tags=True)
     width = max(len(ids) for ids, _ in targets)
     rows_of = order(len(rows), c.warm_start.prompts_per_step, c.seed)
 

@@ -315,10 +315,11 @@ def test_prob_of_a_hundred_tokens_underflows_and_the_run_is_told_once():
     assert (rows["reward"][0] == 0).all() and (rows["reward"][1] > 0).all()
     assert np.isfinite(rows["reward/log_prob"]).all() and (rows["reward/geo_mean_prob"] > 0).all()
     assert metrics["reward/underflow"] == 0.5
-    alarms, values = Alarms(("prob",), "force_close"), {"reward/underflow": float(metrics["reward/underflow"])}
+    alarms = Alarms(parse_reward("prob"), "force_close")
+    values = {"reward/underflow": float(metrics["reward/underflow"])}
     (sentence,) = alarms.check(1, values)
     assert "underflow is 50%" in sentence and "geo_mean_prob" in sentence
-    assert alarms.check(2, values) == [] == Alarms(("log_prob",), "force_close").check(1, values)
+    assert alarms.check(2, values) == [] == Alarms(parse_reward("log_prob"), "force_close").check(1, values)
 
 
 def test_the_switches_here_are_all_there_are():

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from configs.base import get_config
 from rl_likelihood.config import all_fields, build
 from rl_likelihood.fields import choices as choices_of
-from rl_likelihood.report.alarms import ALARMS, FIRST_STEPS, FLOORED, Alarms
+from rl_likelihood.report.alarms import ALARMS, FIRST_STEPS, Alarms
 from rl_likelihood.rewards.likelihood import OBJECTIVES
+from rl_likelihood.rewards.table import REWARDS
 from rl_likelihood.tables import parse_reward
 from rl_likelihood.train import first_alarms
 from tests.runs import small_config
@@ -35,8 +36,8 @@ HEALTHY = {
 
 
 def terms_of(reward):
-    """The names of the terms, none where the run is supervised."""
-    return () if reward == "sft" else tuple(term.name for term in parse_reward(reward))
+    """The terms, none where the run is supervised."""
+    return () if reward == "sft" else parse_reward(reward)
 
 
 def started(reward="log_prob", truncated="force_close"):
@@ -55,10 +56,7 @@ BY_TURN = {"reward__name": "environment", "env__name": "calculator", "env__credi
     [
         ({"reward__name": "log_prob"}, True),
         ({"reward__name": "0*log_prob", "posterior__distill": 1.0}, False),
-        (
-            {"reward__name": "environment", "env__name": "calculator", "env__credit": "turn", "sampler__max_turns": 2},
-            False,
-        ),
+        (BY_TURN, False),
     ],
     ids=["reward", "distill", "turn"],
 )
@@ -127,14 +125,14 @@ def test_groups_that_are_all_right_raise_no_alarm(reward, success):
 
 
 def test_a_policy_of_low_entropy_from_the_start_has_not_collapsed():
-    alarms = Alarms(("log_prob",), "floor")
+    alarms = Alarms(terms_of("log_prob"), "floor")
     for step in range(1, 50):
         assert alarms.check(step, {"policy/entropy": 0.02}) == []
     assert len(alarms.check(50, {"policy/entropy": 0.0019})) == 1
 
 
 def test_the_start_is_the_first_five_values_and_is_never_judged():
-    alarms = Alarms(("log_prob",), "floor")
+    alarms = Alarms(terms_of("log_prob"), "floor")
     for step, entropy in enumerate([2.0, 0.001, 0.001, 0.001, 0.001], 1):
         assert alarms.check(step, {"policy/entropy": entropy}) == []
     assert alarms.start("policy/entropy") == pytest.approx(0.4008) and alarms.start("chain/length") is None
@@ -143,7 +141,7 @@ def test_the_start_is_the_first_five_values_and_is_never_judged():
 
 
 def test_missing_metrics_are_not_judged_and_do_not_count_as_seen():
-    alarms = Alarms(("prob",), "floor")
+    alarms = Alarms(terms_of("prob"), "floor")
     for step in range(20):
         assert alarms.check(step, {}) == []
         assert alarms.check(step, {"policy/entropy": None, "stage": "warm-up"}) == []
@@ -183,7 +181,7 @@ def test_the_remedy_for_open_chains_depends_on_the_policy_in_force(reward, trunc
 
 
 def test_underflow_concerns_only_the_reward_that_underflows():
-    for reward in ("prob", "0.9*prob + 0.1*format", "format + prob/std"):
+    for reward in ("prob", "0.9*prob + 0.1*format", "format + prob/std", "cer"):
         assert len(started(reward).check(6, HEALTHY | {"reward/underflow": 1.0})) == 1, reward
     for reward in ("log_prob", "avg_log_prob", "avg_prob", "geo_mean_prob", "jepo", "base_rl", "0.5*avg_prob + format"):
         assert started(reward).check(6, HEALTHY | {"reward/underflow": 1.0}) == [], reward
@@ -200,7 +198,7 @@ def test_supervision_samples_no_chains():
 
 def judged(steps, proxy, known, noise=0.02, success="reward/exact_match", **other):
     """The sentences of so many steps in which proxy and known success move by so much a step."""
-    alarms, said, rng = Alarms(("reward_model",), "force_close"), [], np.random.default_rng(0)
+    alarms, said, rng = Alarms(terms_of("reward_model"), "force_close"), [], np.random.default_rng(0)
     for step in range(1, steps + 1):
         values = {"reward/reward_model": proxy * step, success: 0.5 + known * step}
         said += alarms.check(step, other | {k: v + noise * rng.normal() for k, v in values.items()})
@@ -224,13 +222,13 @@ def test_success_is_by_the_grader_that_the_reward_names(success):
 
 def test_a_critic_that_is_never_wrong_is_named():
     for accuracy, steps, says in ((0.97, 20, 1), (0.97, 19, 0), (0.94, 40, 0)):
-        alarms = Alarms(("adversarial",), "force_close")
+        alarms = Alarms(terms_of("adversarial"), "force_close")
         said = [x for step in range(1, steps + 1) for x in alarms.check(step, {"critic/accuracy": accuracy})]
         assert len(said) == says and all("critic/accuracy" in x and "adversarial.lr" in x for x in said)
 
 
 def test_a_critic_that_only_says_tie_is_named():
-    alarms = Alarms(("adversarial",), "force_close")
+    alarms = Alarms(terms_of("adversarial"), "force_close")
     said = [x for step in range(1, 21) for x in alarms.check(step, {"critic/accuracy": 0.5, "critic/tie": 0.96})]
     assert len(said) == 1 and "critic/tie" in said[0] and "adversarial.tau_critic" in said[0]
 
@@ -258,8 +256,22 @@ def test_every_remedy_is_a_field_and_a_value_that_exist():
     assert values["reward.name"] in OBJECTIVES
 
 
-def test_the_rewards_with_a_floor_are_those_from_log_probs_of_the_answer():
-    assert {*OBJECTIVES, "rlpr"} == FLOORED
+def test_which_rewards_alarms_are_for():
+    named = lambda flag: {name for name, reward in REWARDS.items() if getattr(reward, flag)}
+    of_tokens = {"weighted_log_prob", "weighted_avg_prob", "nrt", "r3", "log_prob_any", "option_prob"}
+    assert named("floored") == {*OBJECTIVES, *of_tokens, "rlpr", "cer", "vr_cli"}
+    assert named("underflows") == {"prob", "cer"}
+    assert named("judges_alone") == {"judge", "reward_model", "rubric", "adversarial"}
+
+
+def test_a_reward_of_ones_own_raises_the_alarms_of_its_row(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from rl_likelihood.rewards.reward import Reward\n"
+        "REWARDS = {'mine': Reward(lambda logp, mask: logp.sum(-1), 'score', 'mine', underflows=True)}\n"
+    )
+    alarms = Alarms(parse_reward("mine", str(tmp_path / "mine.py")), "force_close")
+    floor, underflow = alarms.check(1, {"chain/truncated": 0.9, "reward/underflow": 0.9})
+    assert "set reward.truncated=floor" in floor and "reward/underflow is 90%" in underflow
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)

@@ -8,6 +8,7 @@ from rl_likelihood.evaluation.evaluate import _example
 from rl_likelihood.report.alarms import Alarms
 from rl_likelihood.report.table import OF_CONVERSATIONS, Block, Cell, Line
 from rl_likelihood.report.table_text import evaluation_line, grid_csv, matrix, side_by_side
+from rl_likelihood.tables import parse_reward
 
 ROW = {"greedy_success": 0.0, "env_reward": 0.45, "calls": 2.5, "bad_calls": 0.125, "out_of_turns": 0.25}
 
@@ -36,6 +37,6 @@ def test_an_example_says_who_wrote_each_message(messages):
 
 
 def test_conversations_that_all_failed_have_no_open_answer_tag():
-    alarms = Alarms(("environment",), "force_close")
+    alarms = Alarms(parse_reward("environment"), "force_close")
     (sentence,) = alarms.check(1, {"chain/truncated": 1.0, "env/failures": 8.0})
     assert "env/failures is 8" in sentence

@@ -1,8 +1,10 @@
 """Rewards as text: what is read, what is refused; names that everybody agrees on."""
 
+import operator
+
 import pytest
 
-from rl_likelihood.config import apply_preset, build, get
+from rl_likelihood.config import apply_preset, build
 from rl_likelihood.grading.graders import GRADERS
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.rewards.table import REWARDS
@@ -166,4 +168,4 @@ def test_a_preset_is_the_published_method_whatever_the_config_had(name):
         assert (c.filter.mode, c.filter.resample) == ("none", 0)
     assert c.loss.answer_term == (1.0 if name in EXACT else 0.0)
     for field, value in OWN.get(name, {}).items():
-        assert get(c, field) == value, field
+        assert operator.attrgetter(field)(c) == value, field

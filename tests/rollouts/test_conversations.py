@@ -250,7 +250,7 @@ def test_a_rollout_with_outcomes_is_stored_whole(loaded):
 def test_given_conversations_have_the_environment_s_real_replies(loaded):
     task = dataclasses.replace(loaded[0], config=config(sampler__max_chain=80, sampler__max_env_tokens=80))
     row = next(row for row in task.train if len(json.loads(row.example.chain)) == 2)
-    ((ids, kinds),) = targets_of(task, [row], Conversations(task))
+    ((ids, kinds),) = targets_of(task, [row], Conversations(task), learn_tags=False)
     tried = json.loads(row.example.chain)[0]["calls"][0]["arguments"]["expression"]
     replied = task.tokenizer.decode(ids[kinds == ENV], skip_special_tokens=True)
     assert replied == str(evaluate(tried)[0])
@@ -259,7 +259,7 @@ def test_given_conversations_have_the_environment_s_real_replies(loaded):
     for chain in ("I add.", "[]", "{}", "5", surrogate, named):
         bad = dataclasses.replace(task.train[0], example=dataclasses.replace(task.train[0].example, chain=chain))
         with pytest.raises(UserError, match="chain of row .* JSON list"):
-            targets_of(task, [bad], Conversations(task))
+            targets_of(task, [bad], Conversations(task), learn_tags=False)
 
 
 def test_given_conversations_that_are_cut_are_named(loaded, capsys):

@@ -82,15 +82,15 @@ def test_with_labels_each_answer_stands_beside_its_reference_in_either_order():
     rows, answers = task.train[:2], [["one", "two", "three", None]] * 2
     experts = Experts(Reader(TEXT, task.fmt.vocab_bytes, EXPERT, 400, 200), seed=0, keep=3)
     for step in range(2):
-        read = experts.read(rows, answers)
-        assert read.compared.margins.shape == (2, 4) and set(np.unique(read.compared.margins)) == {-1, 1}
-        assert [TEXT.decode([i]) for i in read.compared.labels[0]] == ["1", "2", "0"]
+        compared, replayed, _ = experts.read(rows, answers)
+        assert compared.margins.shape == (2, 4) and set(np.unique(compared.margins)) == {-1, 1}
+        assert [TEXT.decode([i]) for i in compared.labels[0]] == ["1", "2", "0"]
         for i, j in np.ndindex(2, 4):
-            text = TEXT.decode(read.compared.judged.rows[i, j][: read.compared.judged.row_length[i, j]])
+            text = TEXT.decode(compared.judged.rows[i, j][: compared.judged.row_length[i, j]])
             shown = [part.partition(">>>")[0].strip() for part in text.split("<<<")[1:3]]
             pair = [rows[i].example.answer, answers[i][j] or ""]
-            assert shown == (pair if read.compared.margins[i, j] > 0 else pair[::-1])
-        assert read.replayed.present.all() == (step > 0) and (read.replayed.margins == [1, -1]).all()
+            assert shown == (pair if compared.margins[i, j] > 0 else pair[::-1])
+        assert replayed.present.all() == (step > 0) and (replayed.margins == [1, -1]).all()
 
 
 @pytest.mark.parametrize("form", ["head", "label"])
@@ -98,9 +98,9 @@ def test_what_it_reads_has_the_shapes_of_the_plan(form):
     c = few(data__train_size=4, adversarial__form=form, **WIDE)
     devices = make_devices(c)
     task = load(c, mesh=devices.learner)[0]
-    read = judge_of(task, devices, Path()).read(task.train[:2], [["a", "b", None]] * 2)
+    compared, replayed, _ = judge_of(task, devices, Path()).read(task.train[:2], [["a", "b", None]] * 2)
     planned = abstract_batch(c, task.fmt)
-    for ours, theirs in ((read.compared, planned.compared), (read.replayed, planned.replayed)):
+    for ours, theirs in ((compared, planned.compared), (replayed, planned.replayed)):
         same = jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype), ours, theirs)
         assert all(jax.tree.leaves(same))
 

@@ -12,7 +12,7 @@ from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model import architecture
 from rl_likelihood.model.rope import RopeScaling
 from rl_likelihood.runtime import checkpoint, checksums
-from rl_likelihood.runtime.checkpoint import CheckpointConfig
+from rl_likelihood.settings import TrainSettings
 from rl_likelihood.shapes import TrainState, UserError
 
 MODEL = architecture.ModelConfig(
@@ -28,7 +28,7 @@ MODEL = architecture.ModelConfig(
 )
 META = {"position": {"next_index": 7}, "model_config": dataclasses.asdict(MODEL), "model_path": "some/model"}
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(1e-3, 0.0, 10)))
-KEEP_ALL = CheckpointConfig(every=1, keep=100)
+KEEP_ALL = TrainSettings(keep_checkpoints=100)
 
 
 def place(tree, mesh):
@@ -61,10 +61,10 @@ def abstract(state, mesh=None):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), target)
 
 
-def saved(workdir, *steps, cfg=KEEP_ALL, mesh=None, dtype=jnp.float32):
+def saved(workdir, *steps, keep=KEEP_ALL, mesh=None, dtype=jnp.float32):
     """Saves these steps and returns the last state."""
     mesh = mesh or make_mesh((1, 1, 1), jax.devices()[:1])
-    manager = checkpoint.open_manager(workdir, cfg)
+    manager = checkpoint.open_manager(workdir, keep)
     for step in steps:
         state = make_state(mesh, step, dtype)
         checkpoint.save(manager, state, META | {"step": step})
@@ -123,15 +123,15 @@ def test_arrays_may_be_donated_right_after_a_save(tmp_path):
 
 
 def test_the_last_ones_and_every_kth_are_kept(tmp_path):
-    saved(tmp_path, 5, 10, 15, 20, 23, cfg=CheckpointConfig(every=5, keep=2, keep_every=10))
+    saved(tmp_path, 5, 10, 15, 20, 23, keep=TrainSettings(keep_checkpoints=2, keep_every=10))
     folders = {p.name for p in (tmp_path / checkpoint.FOLDER).iterdir()}
     assert folders == {"10", "20", "23"}
     assert checkpoint.latest_step(tmp_path) == 23
 
 
 def test_when_a_save_is_due():
-    cfg = CheckpointConfig(every=5, keep=1)
-    assert [s for s in range(13) if checkpoint.due(cfg, s, 12)] == [5, 10, 12]
+    t = TrainSettings(steps=12, checkpoint_every=5)
+    assert [s for s in range(13) if checkpoint.due(t, s)] == [5, 10, 12]
 
 
 def test_saving_a_step_twice_leaves_it_alone(tmp_path):
@@ -168,7 +168,7 @@ def test_a_description_reads_no_array_and_says_nothing(tmp_path, capsys):
 def test_the_initial_state_survives_retention(tmp_path):
     state = make_state(make_mesh(), 0)
     checkpoint.save_initial(tmp_path / "initial", state, META)
-    saved(tmp_path, 1, 2, 3, cfg=CheckpointConfig(every=1, keep=1))
+    saved(tmp_path, 1, 2, 3, keep=TrainSettings(keep_checkpoints=1))
     _, params, step, _ = checkpoint.restore_params(tmp_path / "initial")
     assert step == 0
     assert_same(params, state.params)

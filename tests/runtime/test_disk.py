@@ -12,29 +12,30 @@ from rl_likelihood.model.architecture import count
 from rl_likelihood.planning.programs import abstract_params
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint, run_files
-from rl_likelihood.runtime.checkpoint import CheckpointConfig
 from rl_likelihood.runtime.disk import Disk, checkpoints_at_once, disk_of_run, drop_optimizer, tree_bytes
+from rl_likelihood.settings import TrainSettings
 from rl_likelihood.shapes import UserError
 from tests.runs import small_config
 from tests.runtime.test_checkpoint import abstract, restored, saved
 
 
 @pytest.mark.parametrize(
-    "cfg, steps, most, finished, with_start",
+    "every, keep, keep_every, steps, most, finished, with_start",
     [
-        (CheckpointConfig(every=10, keep=2), 100, 3, 2, 3),  # two, and one that is being written
-        (CheckpointConfig(every=10, keep=2), 15, 2, 2, 3),  # steps 10 and 15; a warm start saves step 0 too
-        (CheckpointConfig(every=10, keep=2), 5, 1, 1, 2),
-        (CheckpointConfig(every=10, keep=2, keep_every=20), 100, 8, 7, 9),  # 20, 40, 60, 80, 100 besides
-        (CheckpointConfig(every=10, keep=100), 100, 10, 10, 11),
-        (CheckpointConfig(every=10, keep=1, keep_every=15), 75, 5, 4, 6),  # 30, 60 and, the last, 75
-        (CheckpointConfig(every=50, keep=2), 2**31 - 1, 3, 2, 3),
+        (10, 2, 0, 100, 3, 2, 3),  # two, and one that is being written
+        (10, 2, 0, 15, 2, 2, 3),  # steps 10 and 15; a warm start saves step 0 too
+        (10, 2, 0, 5, 1, 1, 2),
+        (10, 2, 20, 100, 8, 7, 9),  # 20, 40, 60, 80, 100 besides
+        (10, 100, 0, 100, 10, 10, 11),
+        (10, 1, 15, 75, 5, 4, 6),  # 30, 60 and, the last, 75
+        (50, 2, 0, 2**31 - 1, 3, 2, 3),
     ],
 )
-def test_how_many_checkpoints_there_are_at_one_time(cfg, steps, most, finished, with_start):
-    assert checkpoints_at_once(cfg, steps) == most
-    assert checkpoints_at_once(cfg, steps, writing=False) == finished
-    assert checkpoints_at_once(cfg, steps, start=True) == with_start
+def test_how_many_checkpoints_there_are_at_one_time(every, keep, keep_every, steps, most, finished, with_start):
+    t = TrainSettings(steps, checkpoint_every=every, keep_checkpoints=keep, keep_every=keep_every)
+    assert checkpoints_at_once(t) == most
+    assert checkpoints_at_once(t, writing=False) == finished
+    assert checkpoints_at_once(t, start=True) == with_start
 
 
 def test_the_disk_of_a_run_follows_from_its_settings():
@@ -57,7 +58,7 @@ def test_a_run_may_drop_its_optimizer_state_when_it_is_finished(tmp_path, capsys
     train.run(build(small_config(**settings)), tmp_path / "run")
     said = capsys.readouterr().out
     (line,) = [line for line in said.splitlines() if line.startswith("disk ")]
-    assert "GiB of checkpoints" in line and "without optimizer state" in line
+    assert "MiB of checkpoints" in line and "without optimizer state" in line
     steps = tmp_path / "run" / "checkpoints"
     assert not list(steps.glob("*/rest")) and len(list(steps.glob("*/params"))) == 2
     before = {name: (tmp_path / "run" / name).read_bytes() for name in ("metrics.jsonl", "eval.jsonl")}

@@ -14,7 +14,6 @@ import pytest
 from rl_likelihood import evaluate, train
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import BYTES
-from rl_likelihood.datasets.questions import digest
 from rl_likelihood.report.metrics import MetricsWriter
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.workdir import BEGINNING, INPUTS, OtherInputs, keep_date, keep_inputs, pinned_date
@@ -102,7 +101,7 @@ def test_status_says_how_a_run_ended(tmp_path, error, state):
     assert json.loads((tmp_path / run_files.STATUS).read_text())["state"] == state
 
 
-def test_a_file_may_be_renamed_also_of_a_run_of_an_earlier_version(tmp_path):
+def test_a_file_of_questions_may_be_renamed_before_a_resume(tmp_path):
     rows = [types.SimpleNamespace(example=Example(f"a.jsonl:{i}", f"{i}?", str(i))) for i in (1, 2)]
     renamed = [types.SimpleNamespace(example=dataclasses.replace(r.example, id="b" + r.example.id[1:])) for r in rows]
     session = Session(tmp_path, None, None, build(small_config()), force=False)
@@ -113,15 +112,14 @@ def test_a_file_may_be_renamed_also_of_a_run_of_an_earlier_version(tmp_path):
         task = types.SimpleNamespace(config=session.given, train=encoded, heldout=[], fast=[], model_path=BYTES)
         train.keep_inputs_of_run(task, session)
 
-    with_ids = digest([row.example for row in rows], [])
     run_files.append(tmp_path / run_files.METRICS, {"step": 1})
-    (tmp_path / INPUTS).write_text(json.dumps({"date": "2026-01-02", "questions": with_ids}))
-    with pytest.raises(OtherInputs, match="other questions"):
-        begin(renamed)
     begin(rows)
     begin(renamed)
     with pytest.raises(OtherInputs, match="other questions"):
         begin(rows[:1])
+    (tmp_path / INPUTS).write_text(json.dumps({"date": "2026-01-02", "questions": "of an earlier version"}))
+    with pytest.raises(OtherInputs, match="other questions.*an update of this program"):
+        begin(rows)
 
 
 def test_other_rubrics_are_other_inputs(tmp_path):

@@ -116,7 +116,6 @@ def _panel_data(panel: Panel) -> dict[str, Any]:
 
 
 def _has(run: Mapping[str, Any], panel: Panel) -> bool:
-    """Whether the run has something to show in a panel."""
     return any(run[kind].get(name, ((),))[0] for kind, name in panel._asdict().items())
 
 
@@ -158,7 +157,7 @@ def run_data(
     curves = figures.loaded(run, first)
     step = max([int(status["step"]), *(row["step"] for row in curves["train"][-1:])])
     reward = table.reward_of(workdir)
-    groups = chains.read(workdir, chains.steps_shown(written, share), reward)
+    groups = chains.read(workdir, chains.steps_shown(written, share))
     labels = dict(run.labels)
     name = ", ".join(f"{k} {v}" for k, v in labels.items()) or workdir.name
     return {

@@ -1,6 +1,5 @@
 """The sampled chains of a page: read from the runs' files, thinned to what a browser opens at once, and grouped."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -50,13 +49,13 @@ def steps_shown(steps: Mapping[int, int], share: int) -> set[int]:
     return {every[round(i)] for i in np.linspace(0, len(every) - 1, n)} if n > 1 else {every[-1]}
 
 
-def read(workdir: str | Path, steps: set[int], reward: str = "") -> list[dict[str, Any]]:
-    """The groups of these steps of a run trained on `reward`. Rows of other steps are not kept in memory."""
+def read(workdir: str | Path, steps: set[int]) -> list[dict[str, Any]]:
+    """The groups of these steps of a run. Rows of other steps are not kept in memory."""
     path = Path(workdir) / run_files.SAMPLES
-    return groups_of((row for row in run_files.rows(path) if row["step"] in steps), reward) if steps else []
+    return groups_of(row for row in run_files.rows(path) if row["step"] in steps) if steps else []
 
 
-def groups_of(samples: Iterable[Mapping[str, Any]], reward: str = "") -> list[dict[str, Any]]:
+def groups_of(samples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Sampled chains by step and prompt, each prompt once with its chains: what all share is said once."""
     groups: dict[tuple[int, str], dict[str, Any]] = {}
     for row in samples:
@@ -72,11 +71,6 @@ def groups_of(samples: Iterable[Mapping[str, Any]], reward: str = "") -> list[di
                 "no_chain": _rounded(row.get("answer_logp_no_chain")),
                 "chains": [],
             }
-        rewards = {k.removeprefix("reward/"): row[k] for k in row if k.startswith("reward/")}
-        trained = row["reward"]
-        if rewards.get("prob") == 0 and rewards.get("log_prob") is not None:
-            rewards["prob"] = math.exp(rewards["log_prob"])  # older files have six decimals
-            trained = rewards["prob"] if reward == "prob" else trained
         groups[key]["chains"].append(
             {
                 "chain": row["chain"],
@@ -84,8 +78,8 @@ def groups_of(samples: Iterable[Mapping[str, Any]], reward: str = "") -> list[di
                 "sampled": row["sampled_answer"],
                 "logp": _rounded(row["answer_logp"]),
                 "weights": _rounded(row.get("answer_weights")),
-                "reward": trained,
-                "rewards": rewards,
+                "reward": row["reward"],
+                "rewards": {k.removeprefix("reward/"): row[k] for k in row if k.startswith("reward/")},
                 "advantage": row["advantage"],
                 "truncated": row["truncated"],
                 **({"messages": _messages(row)} if "messages" in row else {}),
