@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs.base import get_config as base
 from rl_likelihood.config import parse_arg
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 DATA = "runs/cpu_grid_data"
 

@@ -32,9 +32,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+from rl_likelihood.errors import UserError, exits
 from rl_likelihood.evaluation import statistics
 from rl_likelihood.report.table import UNTOUCHED, WITHOUT_CHAIN, Run, final, starts, without_chain
-from rl_likelihood.shapes import UserError, exits
 from rl_likelihood.sweeps import grid
 
 LOG, EXACT, BETWEEN = ("log_prob", "avg_log_prob"), ("base_rl", "prob"), ("avg_prob", "jepo")

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from configs.cpu_grid import DATA
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 from rl_likelihood.sweeps.grid import Overrides, chain, named, product, sweep
 
 TRAIN, HELDOUT = 512, 96

@@ -40,8 +40,8 @@ from pathlib import Path
 
 from experiments.paper_nonverifiable import LONG, SETS
 from experiments.paper_verifiable import MODELS, SFT
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import UserError
 from rl_likelihood.sweeps.grid import Overrides, chain, named, point, product, sweep, zipped
 
 HERE = Path(__file__).resolve().parent

@@ -29,7 +29,7 @@ from rl_likelihood.config import build
 from rl_likelihood.data import prompts
 from rl_likelihood.data.prompts import PromptConfig
 from rl_likelihood.datasets import sources
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 from rl_likelihood.task import load_tokenizer
 from rl_likelihood.weights import assets
 

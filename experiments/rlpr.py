@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 from rl_likelihood.sweeps.grid import Overrides, named, product, sweep
 
 RESOURCES = {"TPU": 4}

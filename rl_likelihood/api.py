@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 from rl_likelihood.cli.command import quiet_start, refuse_address
 from rl_likelihood.config import apply_preset, build, flatten, no_field, tree
 from rl_likelihood.data.prompts import EncodedExample, collate, completion_ids, encode_all
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.graders import extract_answer
 from rl_likelihood.learner.batching import given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
@@ -43,7 +44,7 @@ from rl_likelihood.run_model import run_on
 from rl_likelihood.runtime import bucket, checkpoint, run_files
 from rl_likelihood.runtime.workdir import CONFIG, pinned_date, read_config
 from rl_likelihood.sampler import decode
-from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, Example, UserError
+from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, Example
 from rl_likelihood.task import EVALUATE, Task, checkpoint_model, load
 from rl_likelihood.train import run as run_training
 

@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 
 from rl_likelihood import fields
 from rl_likelihood.checks import validate
+from rl_likelihood.errors import UserError
 from rl_likelihood.fields import nearest, one_of
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import UserError
 from rl_likelihood.tables import parse_reward
 
 

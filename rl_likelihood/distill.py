@@ -21,6 +21,7 @@ from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.config import build
 from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.prompts import INSTRUCTION
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.progress import Progress
 from rl_likelihood.rollouts.asked_judge import http_settings
@@ -41,7 +42,6 @@ from rl_likelihood.search.proposer import (
 from rl_likelihood.search.rounds import Finder, Journal
 from rl_likelihood.search.teacher import chosen, http_proposer, parsed
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import UserError
 from rl_likelihood.tables import grader_table
 from rl_likelihood.task import Task, load
 

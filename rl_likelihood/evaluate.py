@@ -30,6 +30,7 @@ from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.cli.summary import evaluation_text
 from rl_likelihood.config import build, differences, flatten
 from rl_likelihood.datasets.sources import DataConfig, resolve_prompt
+from rl_likelihood.errors import INTERRUPTED, UserError
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.model.lora import LoraConfig, merged
@@ -46,7 +47,6 @@ from rl_likelihood.runtime.workdir import (
     read_config,
 )
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import INTERRUPTED, UserError
 from rl_likelihood.task import checkpoint_model, load, load_model
 
 # Fields that must be equal in training and evaluation: the format of answers, and the scored tokens. The questions,

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from rl_likelihood import fields
 from rl_likelihood.cli.command import run_main
 from rl_likelihood.data.tokenizer import save_tokenizer, vocab_bytes
+from rl_likelihood.errors import UserError
 from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.architecture import ModelConfig, Params, count
 from rl_likelihood.model.lora import LoraConfig, merged
@@ -33,7 +34,6 @@ from rl_likelihood.runtime import bucket, checkpoint
 from rl_likelihood.runtime.run_files import read_object
 from rl_likelihood.runtime.workdir import CONFIG as RUN_CONFIG
 from rl_likelihood.runtime.workdir import INPUTS, tokenizer_path
-from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load_tokenizer
 from rl_likelihood.weights import files
 from rl_likelihood.weights.hugging_face import CONFIG, INDEX, WEIGHTS, is_bfloat16

@@ -21,7 +21,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 
 def field(default: Any, doc: str, instead: Mapping[str, str] | None = None, **bounds: float) -> Any:

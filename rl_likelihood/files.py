@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 
 def replace(path: Path, data: bytes) -> None:

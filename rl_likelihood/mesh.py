@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 WITH_CONTEXT = ("data", "fsdp", "context", "tensor")  # the learner's mesh, if mesh.context is above 1

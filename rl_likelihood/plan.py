@@ -22,6 +22,7 @@ from absl import flags
 
 from rl_likelihood.cli.command import from_flags, run_main
 from rl_likelihood.config import build, changed
+from rl_likelihood.errors import UserError
 from rl_likelihood.files import gguf_of
 from rl_likelihood.learner.step import prompts_per_forward
 from rl_likelihood.model.architecture import ModelConfig
@@ -39,7 +40,6 @@ from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.runtime.disk import disk_of_run
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import gguf_file, hugging_face
 from rl_likelihood.weights.published import published
 

@@ -18,6 +18,7 @@ from absl import flags
 
 from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.rollouts.asked_judge import http_settings
 from rl_likelihood.rollouts.endpoint import Endpoint
@@ -32,7 +33,7 @@ from rl_likelihood.search.rounds import Ended, Finder, Journal, Variant, find, f
 from rl_likelihood.search.segments import complaint, copied
 from rl_likelihood.search.teacher import http_proposer
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.shapes import Example
 from rl_likelihood.task import Task, load
 
 REER, TABLE = "reer.jsonl", "reer.json"

@@ -30,6 +30,7 @@ from rl_likelihood.data.byte_tokenizer import BYTES
 from rl_likelihood.data.judged_text import SCORE, Reader, question_of
 from rl_likelihood.data.order import order
 from rl_likelihood.data.pairs import Comparison
+from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation import preference
 from rl_likelihood.evaluation.preference import Scored
 from rl_likelihood.grading.graders import reference_of
@@ -58,7 +59,7 @@ from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.signals import StopRequest
 from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim, keep_inputs, pinned_date, write_config
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import TrainState, UserError
+from rl_likelihood.shapes import TrainState
 from rl_likelihood.task import Model, checkpoint_model, load, load_model, load_tokenizer
 from rl_likelihood.training.comparisons import digest, encode, load_comparisons, scores_of
 from rl_likelihood.training.session import failure_in_status, not_finite

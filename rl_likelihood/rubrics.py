@@ -26,6 +26,7 @@ from rl_likelihood.data import rubrics
 from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.rubrics import Rubric
 from rl_likelihood.datasets import sources
+from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation.records import make_folder
 from rl_likelihood.rollouts import asked_judge
 from rl_likelihood.rollouts.policy_answers import policy_answers
@@ -34,7 +35,6 @@ from rl_likelihood.rollouts.rubric_writer import AT_ONCE, WriterPrompts, writer_
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
 
 FILE = "rubrics.jsonl"  # in the workdir: what --filter leaves

@@ -6,11 +6,11 @@ import sys
 from jax.sharding import Mesh
 
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
+from rl_likelihood.errors import UserError
 from rl_likelihood.model import architecture, splash
 from rl_likelihood.model.architecture import ModelConfig, Params, param_specs
 from rl_likelihood.runtime import distributed
 from rl_likelihood.settings import SIZES, Config
-from rl_likelihood.shapes import UserError
 
 
 def _check_experts(c: Config) -> None:

@@ -26,11 +26,11 @@ from ml_collections import ConfigDict
 
 from rl_likelihood.cli.command import refuse_address
 from rl_likelihood.config import apply_preset, binding_differences, build, flatten
+from rl_likelihood.errors import Parser, UserError, exits, user_code
 from rl_likelihood.grading.worker import run_file
 from rl_likelihood.report import figures, page, plots, table, table_text
 from rl_likelihood.runtime import disk, run_files
 from rl_likelihood.runtime.console import outlive_the_terminal
-from rl_likelihood.shapes import Parser, UserError, exits, user_code
 from rl_likelihood.sweeps import grid, ray_runner, runners
 from rl_likelihood.sweeps.grid import Experiment, Point
 

@@ -12,12 +12,13 @@ from typing import Any
 from rl_likelihood.envs.deadline import Failed, in_time
 from rl_likelihood.envs.protocol import METHODS, Environment, Reply, Start, number_of, problem_of
 from rl_likelihood.envs.table import ENVIRONMENTS, EnvConfig
+from rl_likelihood.errors import UserError, located
 from rl_likelihood.grading.graders import GRADERS, Grader
 from rl_likelihood.grading.worker import run_file
 from rl_likelihood.rewards import reward_sum
 from rl_likelihood.rewards.reward import Reward, Term
 from rl_likelihood.rewards.table import REWARDS, grader_reward
-from rl_likelihood.shapes import ENVIRONMENT, Example, UserError, located
+from rl_likelihood.shapes import ENVIRONMENT, Example
 
 
 def reward_table(file: str = "") -> dict[str, Reward]:

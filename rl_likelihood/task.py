@@ -20,6 +20,7 @@ from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.rubrics import read_rubrics
 from rl_likelihood.data.token_ids import all_begin_with, common_ids
 from rl_likelihood.datasets import sources
+from rl_likelihood.errors import UserError
 from rl_likelihood.learner.packing import abstract_packing
 from rl_likelihood.learner.step import prompts_per_forward
 from rl_likelihood.model import architecture
@@ -41,7 +42,6 @@ from rl_likelihood.shapes import (
     NoChainRows,
     Prompts,
     ShownPrompts,
-    UserError,
 )
 from rl_likelihood.tables import begun, refuse_unscored, try_out
 from rl_likelihood.weights import assets, files

@@ -26,6 +26,7 @@ from rl_likelihood.data.byte_tokenizer import BYTES
 from rl_likelihood.data.prompts import digest_of_ids
 from rl_likelihood.data.tokenizer import keep_tokenizer
 from rl_likelihood.datasets.questions import digest, digest_of_files
+from rl_likelihood.errors import UserError
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import all_finite, init_reference, init_state, models_of, state_shardings
 from rl_likelihood.mesh import put
@@ -65,7 +66,7 @@ from rl_likelihood.runtime.workdir import (
     write_config,
 )
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import TrainState, UserError
+from rl_likelihood.shapes import TrainState
 from rl_likelihood.task import Model, Task, checkpoint_model, load, trained
 from rl_likelihood.training.announcement import announce
 from rl_likelihood.training.best import Best, best_line

@@ -22,13 +22,13 @@ from absl import flags
 
 from rl_likelihood.cli.command import run_main
 from rl_likelihood.data.judged_text import BETTER, Form, Names, refuse_long
+from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation import winrate
 from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled, truncated
 from rl_likelihood.rollouts.endpoint import HttpSettings
 from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.rollouts.local_judge import LocalJudge, Verdicts, local_judge, reader_of
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import UserError
 
 LOSERS = {"shuffled": "another question's", "truncated": "its own first half"}  # what calibration compares with
 NAMES = Names("--judge", "--template", "--")

@@ -18,10 +18,11 @@ import tensorstore
 
 from rl_likelihood import api
 from rl_likelihood.config import build, flatten
+from rl_likelihood.errors import UserError
 from rl_likelihood.model.architecture import head_matrix
 from rl_likelihood.model.decoder import forward
 from rl_likelihood.runtime import bucket, run_files
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.shapes import Example
 from tests.runs import small_config
 
 ROOT = Path(__file__).parents[1]

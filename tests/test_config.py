@@ -23,8 +23,8 @@ from rl_likelihood.config import (
     parse_arg,
     tree,
 )
+from rl_likelihood.errors import UserError
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import UserError
 from tests.runs import small_config
 
 HALF = {"posterior__share": 0.5, "sampler__group_size": 4}

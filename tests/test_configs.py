@@ -8,7 +8,7 @@ from experiments import base_rates
 from rl_likelihood.config import build
 from rl_likelihood.data.prompts import INSTRUCTION
 from rl_likelihood.datasets import DATASETS
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 CONFIGS = ("math", "prepared", "jsonl")
 CHECKABLE = [name for name, dataset in DATASETS.items() if dataset.grader != "none"]

@@ -14,10 +14,10 @@ import pytest
 
 from rl_likelihood import fields, train
 from rl_likelihood.config import all_fields, build, tree
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import UserError
 from rl_likelihood.tables import grader_table
 from tests.runs import small_config
 

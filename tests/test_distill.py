@@ -11,6 +11,7 @@ from rl_likelihood import reer
 from rl_likelihood.config import build
 from rl_likelihood.data.prompts import completion_ids
 from rl_likelihood.distill import DISTILL, distill, finder
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.graders import Grader
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
@@ -18,7 +19,6 @@ from rl_likelihood.search.folder import DROPPED
 from rl_likelihood.search.proposer import Ask, Drawing, Length, asks_of
 from rl_likelihood.search.rounds import Finder, Journal, score
 from rl_likelihood.search.teacher import chosen, http_proposer, parsed, text_of
-from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
 from tests.evaluation.bigrams import saved, sharp
 from tests.runs import small_config

@@ -19,11 +19,12 @@ from safetensors.numpy import load_file
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.tokenizer import load_tokenizer, save_tokenizer
+from rl_likelihood.errors import UserError
 from rl_likelihood.export import export, export_adapters, refuse_another, refuse_local_base, refuse_workdir, run_id
 from rl_likelihood.model.architecture import ModelConfig
 from rl_likelihood.model.lora import LoraConfig, merged
 from rl_likelihood.runtime import checkpoint
-from rl_likelihood.shapes import TrainState, UserError
+from rl_likelihood.shapes import TrainState
 from rl_likelihood.task import load_model
 from rl_likelihood.weights import files
 from tests.commands import run_each

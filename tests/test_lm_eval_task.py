@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from experiments import lm_eval_task
 from rl_likelihood.data.prompts import PromptConfig
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.graders import extract_answer
-from rl_likelihood.shapes import UserError
 from rl_likelihood.weights.assets import cache_path
 
 ROOT = Path(__file__).parents[1]

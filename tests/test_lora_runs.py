@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.export import export, export_adapters, refuse_workdir
 from rl_likelihood.model.lora import LoraConfig, as_base, merged
 from rl_likelihood.runtime import checkpoint, run_files
-from rl_likelihood.shapes import UserError
 from tests.runs import rows, run
 
 LORA = {"lora__rank": 2, "lora__targets": ("q", "v", "up"), "optim__lr": 1e-2, "train__steps": 3}

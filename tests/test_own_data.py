@@ -14,12 +14,12 @@ from configs.base import get_config
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.tokenizer import load_tokenizer, save_tokenizer
+from rl_likelihood.errors import UserError
 from rl_likelihood.export import export
 from rl_likelihood.model import architecture
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.workdir import tokenizer_path
-from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
 from rl_likelihood.training.warm_start import with_worked_examples
 from rl_likelihood.weights import files

@@ -10,9 +10,9 @@ import pytest
 
 from rl_likelihood import plan
 from rl_likelihood.config import build, flatten
+from rl_likelihood.errors import UserError
 from rl_likelihood.planning import aot
 from rl_likelihood.planning.text import table
-from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import hugging_face
 from rl_likelihood.weights.published import published
 from tests.runs import config_file, small_config

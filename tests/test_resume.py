@@ -7,9 +7,9 @@ import pytest
 
 from rl_likelihood import train
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.signals import Stopped
-from rl_likelihood.shapes import UserError
 from tests.runs import rows, run, small_config
 
 

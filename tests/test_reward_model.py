@@ -20,13 +20,13 @@ from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.judged_text import SCORE
 from rl_likelihood.data.pairs import Comparison
 from rl_likelihood.data.tokenizer import save_tokenizer
+from rl_likelihood.errors import UserError
 from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.reward_model import reader_for, reward_model
 from rl_likelihood.rollouts.local_judge import HEAD, load_head, local_judge, save_head
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.workdir import keep_inputs, write_config
-from rl_likelihood.shapes import UserError
 from rl_likelihood.training.comparisons import digest, encode, load_comparisons
 from rl_likelihood.weights import files
 from tests.runs import small_config

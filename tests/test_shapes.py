@@ -2,7 +2,7 @@
 
 import pytest
 
-from rl_likelihood.shapes import UserError, exits
+from rl_likelihood.errors import UserError, exits
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.planning import aot
 from rl_likelihood.run_model import run_on
 from rl_likelihood.runtime.devices import make_devices
-from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
 from tests.runs import small_config
 from tests.small import tiny

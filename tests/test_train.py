@@ -12,12 +12,12 @@ import pytest
 
 from rl_likelihood import train
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.export import export
 from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.workdir import tokenizer_path
-from rl_likelihood.shapes import UserError
 from rl_likelihood.training.compiled_steps import StepPrograms
 from tests.commands import command
 from tests.runs import config_file, rows, run, small_config

@@ -12,13 +12,13 @@ import pytest
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.judged_text import BETTER
 from rl_likelihood.data.tokenizer import save_tokenizer
+from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled
 from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.architecture import init
 from rl_likelihood.rollouts.endpoint import HttpSettings
 from rl_likelihood.rollouts.local_judge import Verdicts, save_head
 from rl_likelihood.run_model import random_model
-from rl_likelihood.shapes import UserError
 from rl_likelihood.task import random_key
 from rl_likelihood.weights import files
 from rl_likelihood.winrate import calibrate, measured, measured_by_server

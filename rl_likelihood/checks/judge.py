@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.fields import refuse_others
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import UserError
 
 
 def validate_judge(c: Config) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from rl_likelihood.checks.judge import validate_judge
+from rl_likelihood.errors import UserError
 from rl_likelihood.fields import one_of, refuse_others
 from rl_likelihood.learner.optimizer import UNREAD, OptimizerConfig
 from rl_likelihood.learner.posterior import PosteriorConfig
 from rl_likelihood.model.lora import check_lora
 from rl_likelihood.settings import SIZES, Config, largest_divisor
-from rl_likelihood.shapes import UserError
 from rl_likelihood.tables import environment_table, grader_table
 
 # Likelihood rewards of a conversation: means over the tokens of all its references. A sum would pay longer

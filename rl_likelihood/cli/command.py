@@ -16,11 +16,11 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from rl_likelihood.config import apply_preset, flatten, no_field, tree
+from rl_likelihood.errors import INTERRUPTED, REFUSED, UserError, located
 from rl_likelihood.fields import nearest
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import outlive_the_terminal
 from rl_likelihood.runtime.watch import LOST, Unreachable
-from rl_likelihood.shapes import INTERRUPTED, REFUSED, UserError, located
 from rl_likelihood.weights.assets import cache_dir
 
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}

@@ -17,7 +17,8 @@ from jinja2 import TemplateError
 
 from rl_likelihood.data.prompts import rendered
 from rl_likelihood.data.token_ids import ids_after_text, ids_of, name_of
-from rl_likelihood.shapes import ChainFormat, UserError
+from rl_likelihood.errors import UserError
+from rl_likelihood.shapes import ChainFormat
 
 if TYPE_CHECKING:  # over a second to import
     from transformers import PreTrainedTokenizerBase

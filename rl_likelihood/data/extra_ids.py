@@ -17,7 +17,8 @@ import numpy as np
 from rl_likelihood.data.prompt_checks import refuse_longer
 from rl_likelihood.data.prompts import EncodedExample, PromptConfig, answer_ids, render
 from rl_likelihood.data.token_ids import ids_of
-from rl_likelihood.shapes import ChainFormat, Example, UserError
+from rl_likelihood.errors import UserError
+from rl_likelihood.shapes import ChainFormat, Example
 
 if TYPE_CHECKING:  # over a second to import
     from transformers import PreTrainedTokenizerBase

@@ -16,8 +16,9 @@ from jinja2 import TemplateError
 
 from rl_likelihood.data import prompts
 from rl_likelihood.data.token_ids import ids_after_text, ids_of, name_of, padded
+from rl_likelihood.errors import UserError
 from rl_likelihood.fields import field
-from rl_likelihood.shapes import Example, Judged, UserError
+from rl_likelihood.shapes import Example, Judged
 
 if TYPE_CHECKING:  # over a second to import
     from transformers import PreTrainedTokenizerBase

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 
 def order(n: int, batch: int, seed: int) -> Callable[[int], np.ndarray]:

@@ -10,7 +10,8 @@ from decimal import Decimal
 from typing import Any
 
 from rl_likelihood.data.records import BadRow, Location, Written, encodable, is_number, kind, written_number
-from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, REJECTED, Example, UserError
+from rl_likelihood.errors import UserError
+from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, REJECTED, Example
 
 ROLES = ("system", "user", "assistant")
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from rl_likelihood.data.judged_text import text_of
 from rl_likelihood.data.records import is_number, kind, refuse_no_text
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.errors import UserError
+from rl_likelihood.shapes import Example
 
 MOST_MARGIN = 1e6
 

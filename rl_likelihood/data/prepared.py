@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, REJECTED, Example, UserError
+from rl_likelihood.errors import UserError
+from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, REJECTED, Example
 
 REPORT = "prepare_report.json"
 FIELDS = ("id", "prompt", "answer", "chain", "task", "extra")  # all text; extra is JSON

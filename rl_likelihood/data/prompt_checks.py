@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rl_likelihood.data.token_ids import name_of
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.errors import UserError
+from rl_likelihood.shapes import Example
 
 if TYPE_CHECKING:  # prompts.py imports this module; transformers takes over a second
     from transformers import PreTrainedTokenizerBase

@@ -28,8 +28,9 @@ from rl_likelihood.data.prompt_checks import (
 )
 from rl_likelihood.data.token_ids import bytes_of, ids_after_text, ids_of, name_of, padded
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
+from rl_likelihood.errors import UserError
 from rl_likelihood.fields import field
-from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Example, Prompts, UserError
+from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Example, Prompts
 
 if TYPE_CHECKING:  # over a second to import
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 # Other formats of rows, and how they become one that is read.

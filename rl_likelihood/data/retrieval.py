@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 Embed = Callable[[Sequence[str]], np.ndarray]  # n texts -> vectors [n, D]
 Ranked = list[list[int]]  # for each query the numbers of texts, the most similar first

@@ -19,7 +19,7 @@ import numpy as np
 from rl_likelihood import files
 from rl_likelihood.data.judged_text import text_of
 from rl_likelihood.data.records import is_number, records, refuse_no_text
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 # Points for words (Rubrics as Rewards, 2507.17746). The text of a pitfall says that the fault is absent.
 POINTS = {"essential": 1.0, "important": 0.7, "optional": 0.3, "pitfall": 0.8}

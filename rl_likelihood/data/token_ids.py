@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 if TYPE_CHECKING:  # over a second to import
     from transformers import PreTrainedTokenizerBase

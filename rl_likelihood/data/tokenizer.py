@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.files import gguf_of, gguf_reader
-from rl_likelihood.shapes import UserError
 
 # For base models: only words, no control tokens.
 PLAIN_TEMPLATE = (

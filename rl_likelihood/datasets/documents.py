@@ -18,8 +18,9 @@ import numpy as np
 
 from rl_likelihood.data.records import Location
 from rl_likelihood.datasets.questions import group_key, variant_key
+from rl_likelihood.errors import UserError
 from rl_likelihood.fields import field
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.shapes import Example
 
 _WORD = re.compile(r"\S+")
 

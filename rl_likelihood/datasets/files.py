@@ -14,9 +14,9 @@ from typing import Any
 
 from rl_likelihood.data.records import SUFFIXES, UNREAD, Location, reason, records
 from rl_likelihood.datasets.common import SPLITS, Files, split_in
+from rl_likelihood.errors import UserError
 from rl_likelihood.fields import nearest
 from rl_likelihood.progress import of_bytes, tell
-from rl_likelihood.shapes import UserError
 
 Records = Iterator[tuple[Location, dict[str, Any] | str]]
 ARCHIVES = (".zip", ".whl", ".tar", ".tar.gz", ".tgz")

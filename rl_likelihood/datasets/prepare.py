@@ -27,9 +27,9 @@ from rl_likelihood.datasets import DATASETS, files
 from rl_likelihood.datasets.common import BadRow, DataSet, Row, Skipped
 from rl_likelihood.datasets.questions import example_key, group_key, named
 from rl_likelihood.datasets.splitting import leave_out_long, split_rows
+from rl_likelihood.errors import Parser, UserError, exits
 from rl_likelihood.fields import one_of
 from rl_likelihood.progress import counted
-from rl_likelihood.shapes import Parser, UserError, exits
 
 VERSION = "1.0.0"  # of the stored form: raise it when FIELDS change
 

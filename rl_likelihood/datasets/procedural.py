@@ -19,10 +19,11 @@ import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.fields import did_you_mean
 from rl_likelihood.grading.countdown import evaluate
 from rl_likelihood.grading.gym import pack
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.shapes import Example
 
 # Items of one generator; then comes one of another seed. Some make all of theirs at once.
 CHUNK = 1000

@@ -29,7 +29,8 @@ from rl_likelihood.datasets.questions import (
     without,
 )
 from rl_likelihood.datasets.settings import DataConfig, LoadReport
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.errors import UserError
+from rl_likelihood.shapes import Example
 
 # After this many draws in a row without a new question a procedural task counts as exhausted.
 DRY_DRAWS = 3000

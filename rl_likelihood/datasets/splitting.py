@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rl_likelihood.datasets.common import DataSet, Row
 from rl_likelihood.datasets.questions import distinct, hash_of
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 
 class Removed(NamedTuple):

@@ -19,8 +19,9 @@ from rl_likelihood.envs.telecom import system_prompt
 from rl_likelihood.envs.telecom_expert import solve
 from rl_likelihood.envs.telecom_state import World, make_world, read_toml
 from rl_likelihood.envs.tools import Call
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.code import COMPARED
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.shapes import Example
 
 _FILES = ("tasks.json", "split_tasks.json", "db.toml", "user_db.toml")
 _FOLDER = (

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from rl_likelihood.envs.calls import Style, answer, message
 from rl_likelihood.envs.protocol import End, Reply, Start
 from rl_likelihood.envs.tools import Call, Parameter, Tool, ToolError, signature, table
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.countdown import evaluate, solves
-from rl_likelihood.shapes import UserError
 
 _LARGEST = 10**12  # of a numerator or denominator that is written out
 

@@ -8,8 +8,8 @@ from rl_likelihood.envs import telecom
 from rl_likelihood.envs.calculator import Calculator
 from rl_likelihood.envs.calls import Style
 from rl_likelihood.envs.protocol import Environment
+from rl_likelihood.errors import UserError
 from rl_likelihood.fields import field
-from rl_likelihood.shapes import UserError
 
 
 @dataclasses.dataclass(frozen=True)

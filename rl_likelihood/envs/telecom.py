@@ -18,7 +18,7 @@ from rl_likelihood.envs.telecom_faults import FAULTS
 from rl_likelihood.envs.telecom_phone import band, data_works, mms_works, speed
 from rl_likelihood.envs.telecom_state import State, World, fresh, read_world
 from rl_likelihood.envs.tools import Call, Tool, ToolError, schema, signature
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 TOOLS = telecom_agent.TOOLS | telecom_device.TOOLS
 Prompt = Literal["compact", "full"]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 TODAY = "2025-02-25"  # the day on which every task takes place
 

@@ -5,8 +5,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.calls import Call as Call
-from rl_likelihood.shapes import UserError
 
 _LARGEST = 1e9  # a number beyond it is a mistake, and its text or its product may be very long
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rl_likelihood.data.records import records, refuse_no_text
+from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation.records import FOLDER
 from rl_likelihood.evaluation.statistics import read_records
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import UserError
 
 
 class Answered(NamedTuple):

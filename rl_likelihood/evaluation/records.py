@@ -13,12 +13,12 @@ import numpy as np
 from rl_likelihood import __version__
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.datasets.questions import digest
+from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation import statistics, verse
 from rl_likelihood.grading import graders
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.runtime import run_files
 from rl_likelihood.settings import EvalSettings
-from rl_likelihood.shapes import UserError
 from rl_likelihood.task import Task
 
 FOLDER = "evaluations"  # of a workdir: the records

@@ -30,9 +30,9 @@ from typing import Any
 
 import numpy as np
 
+from rl_likelihood.errors import UserError, exits
 from rl_likelihood.evaluation import texts, trace
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import UserError, exits
 
 Record = Mapping[str, Any]
 Columns = dict[str, np.ndarray]  # name -> [n], NaN where a question has no value

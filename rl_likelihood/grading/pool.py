@@ -25,10 +25,10 @@ from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Self
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.graders import GRADERS, GradeFunction, Grader
 from rl_likelihood.grading.run_code import isolation
 from rl_likelihood.grading.worker import READY
-from rl_likelihood.shapes import UserError
 
 Pair = tuple[str, str | None]  # reference, answer
 Judgement = tuple[bool | None, str, str]  # verdict; the kind of failure or nothing; why

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.fields import field, one_of
 from rl_likelihood.model.architecture import ModelConfig, Params, Spec, is_spec, param_specs, part_of_matrix
-from rl_likelihood.shapes import AnyArray, UserError
+from rl_likelihood.shapes import AnyArray
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 SCALES = tuple(f"{name}_scale" for name in MATRICES)  # of an int8 base

@@ -19,9 +19,9 @@ from jax.experimental import topologies
 from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.planning import hlo
 from rl_likelihood.planning.hlo import Collective
-from rl_likelihood.shapes import UserError
 
 GIB = 2**30
 

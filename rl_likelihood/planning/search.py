@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from rl_likelihood.config import changed
+from rl_likelihood.errors import UserError
 from rl_likelihood.planning import programs
 from rl_likelihood.planning.aot import Target
 from rl_likelihood.planning.programs import Plan
 from rl_likelihood.runtime.devices import Devices, make_devices
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import UserError
 
 
 def devices_of(c: Config, where: Target) -> Devices:

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from rl_likelihood.errors import UserError, exits
 from rl_likelihood.report import metric_table, panels, style, table
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import UserError, exits
 
 FAINT_UP_TO = 3  # runs; the single steps of more than that hide the means
 

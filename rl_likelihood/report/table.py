@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation.statistics import NORMAL
 from rl_likelihood.evaluation.trace import PERCENT
 from rl_likelihood.report import metric_table
 from rl_likelihood.report.metric_table import Metric, metric
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import UserError
 
 MISSING = "-"
 SEED = "seed"

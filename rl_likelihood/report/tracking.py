@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime.run_files import TRACKING_ID, cannot_write
-from rl_likelihood.shapes import UserError
 
 BOARD = "tensorboard"  # folder of a workdir
 

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.fields import did_you_mean
 from rl_likelihood.rewards import likelihood, shaping
 from rl_likelihood.rewards.likelihood import Objective
 from rl_likelihood.rewards.reward import Observation, Reward, RewardConfig, Term
-from rl_likelihood.shapes import UserError
 
 _STD_EPS = 1e-6
 MAX_WEIGHT = 1e6  # of a term: the squares of its gradients are finite in float32

@@ -13,6 +13,7 @@ import numpy as np
 from rl_likelihood.data import judged_text, prompts, rubrics
 from rl_likelihood.data.judged_text import Form, JudgeSettings, Names, Reader
 from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading import graders
 from rl_likelihood.learner.judge import Judge, JudgeParams
 from rl_likelihood.learner.micro_batches import unstacked
@@ -31,7 +32,7 @@ from rl_likelihood.rollouts.similar_answers import SimilarAnswers, similar_answe
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.shapes import Example
 from rl_likelihood.task import Task
 
 OWN = Names("model.path", "prompt.template")  # of a judge that is the run's own model

@@ -22,6 +22,7 @@ from rl_likelihood.data import prompts
 from rl_likelihood.data.order import in_batches, order
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.datasets import questions
+from rl_likelihood.errors import UserError
 from rl_likelihood.learner.batching import answers_after, to_batch
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import make_score
@@ -31,7 +32,6 @@ from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, using
-from rl_likelihood.shapes import UserError
 from rl_likelihood.task import Task
 
 FILE = "baseline.jsonl"

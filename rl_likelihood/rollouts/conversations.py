@@ -21,6 +21,7 @@ from rl_likelihood.data.token_ids import ids_after_text, padded
 from rl_likelihood.envs.calls import Style, message
 from rl_likelihood.envs.deadline import Failed, in_time
 from rl_likelihood.envs.protocol import ENDS, End, Environment, Reply, Start, number_of, problem_of
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.calls import call_of
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.runtime.console import say
@@ -28,7 +29,7 @@ from rl_likelihood.sampler import turns
 from rl_likelihood.sampler.decode import SamplerConfig, request_of
 from rl_likelihood.sampler.draw import Request
 from rl_likelihood.sampler.turns import TurnPrefix
-from rl_likelihood.shapes import CHAIN, ENV, REFERENCE, TAG, Example, Outcomes, Prompts, Rollout, UserError
+from rl_likelihood.shapes import CHAIN, ENV, REFERENCE, TAG, Example, Outcomes, Prompts, Rollout
 from rl_likelihood.tables import environment_of
 from rl_likelihood.task import Task
 

@@ -25,8 +25,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime.console import say
-from rl_likelihood.shapes import UserError
 
 RETRIED = {408, 409, 429}  # statuses that are retried, in addition to every 5xx
 KEY_REFUSED = (401, 403)

@@ -12,11 +12,12 @@ import numpy as np
 
 from rl_likelihood.data import judged_text, tokenizer
 from rl_likelihood.data.judged_text import JUDGE, Form, Names, Reader
+from rl_likelihood.errors import UserError
 from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, make_judge
 from rl_likelihood.model.architecture import ModelConfig, Params
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.workdir import kept_date, tokenizer_path
-from rl_likelihood.shapes import Judged, UserError
+from rl_likelihood.shapes import Judged
 from rl_likelihood.task import load_tokenizer
 from rl_likelihood.weights import assets, files
 

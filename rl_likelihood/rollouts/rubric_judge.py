@@ -11,10 +11,10 @@ import numpy as np
 
 from rl_likelihood.data import rubrics
 from rl_likelihood.data.rubrics import UNIVERSAL, Rubric
+from rl_likelihood.errors import UserError
 from rl_likelihood.rewards.rubric import Kind, RubricSettings, aggregate
 from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.rollouts.local_judge import LocalJudge, Verdicts
-from rl_likelihood.shapes import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.retrieval import Embed, Store, refuse_store
 from rl_likelihood.data.rubrics import Criterion, Rubric
 from rl_likelihood.data.token_ids import ids_of
+from rl_likelihood.errors import UserError
 from rl_likelihood.rewards.rubric import RubricSettings
 from rl_likelihood.rollouts.asked_judge import http_settings
 from rl_likelihood.rollouts.endpoint import CHAT, EMBEDDINGS, Endpoint
@@ -25,7 +26,7 @@ from rl_likelihood.rollouts.local_judge import as_judge, describe_decoder, load_
 from rl_likelihood.rollouts.similar_answers import WIDTHS, decoder_vectors
 from rl_likelihood.sampler import decode
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.shapes import Example
 from rl_likelihood.task import load_tokenizer
 
 AT_ONCE = 8  # questions per batch of a local model

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.learner.batching import answers_after, given_rollout
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.rollouts.asked_judge import AnyJudge
@@ -27,7 +28,6 @@ from rl_likelihood.rollouts.resample import Drawn, Groups, LearnerFilter, by_hos
 from rl_likelihood.run_model import rollout_model
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.devices import Devices, sampler_weights
-from rl_likelihood.shapes import UserError
 from rl_likelihood.task import Task
 
 

@@ -28,12 +28,12 @@ from urllib.parse import quote
 import jax
 import tensorstore
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime.checkpoint import FOLDER
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.distributed import SharedRefusal
 from rl_likelihood.runtime.lock import FILE as LOCK
 from rl_likelihood.runtime.lock import lock
-from rl_likelihood.shapes import UserError
 from rl_likelihood.weights.assets import cache_dir
 
 PREFIX, FILES, CONFIG = "gs://", "FILES.json", "config.json"

@@ -25,13 +25,14 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from rl_likelihood import fields
+from rl_likelihood.errors import UserError
 from rl_likelihood.model.architecture import ModelConfig, Params, Spec, from_values, is_spec, param_specs
 from rl_likelihood.model.lora import LoraConfig, as_base, merged, trained_specs
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.checksums import DamagedError, check_files, check_sums, checksums
 from rl_likelihood.runtime.quiet import quiet_orbax
 from rl_likelihood.settings import TrainSettings
-from rl_likelihood.shapes import TrainState, UserError
+from rl_likelihood.shapes import TrainState
 
 FOLDER, REST, DROPPED = "checkpoints", "rest", "optimizer_dropped"
 INITIAL = "initial"  # folder of a workdir: the model of step 0, for a reference model, or the base of adapters

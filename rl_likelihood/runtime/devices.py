@@ -12,13 +12,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.mesh import divides, make_mesh, rows_by_process, shapes
 from rl_likelihood.model.architecture import ModelConfig, Params
 from rl_likelihood.runtime import distributed
 from rl_likelihood.sampler import decode, handover
 from rl_likelihood.sampler.decode import SamplerConfig
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import Prompts, Rollout, UserError
+from rl_likelihood.shapes import Prompts, Rollout
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state
 from rl_likelihood.model.architecture import ModelConfig, abstract, param_specs
 from rl_likelihood.model.lora import trained_specs
 from rl_likelihood.runtime.checkpoint import DROPPED, FOLDER, REST, latest_step
 from rl_likelihood.settings import Config, TrainSettings
-from rl_likelihood.shapes import UserError
 
 
 class Disk(NamedTuple):

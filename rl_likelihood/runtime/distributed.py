@@ -26,9 +26,9 @@ from jax._src.distributed import global_state  # the coordinator's address on a 
 from jax.experimental import multihost_utils
 
 from rl_likelihood import progress
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime import watch
 from rl_likelihood.runtime.watch import TOKEN, Unreachable, Watch, processes, write_error
-from rl_likelihood.shapes import UserError
 
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FLAGS = ("--coordinator", "--num_processes", "--process_id")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import LeaseCompromise, SoftFileLease, Timeout
 
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 FILE = "LOCK"
 HEARTBEAT, DURATION = 2.0, 30.0  # seconds; all processes must have the same DURATION

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from rl_likelihood import files
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime.lock import in_use
-from rl_likelihood.shapes import UserError
 
 METRICS, SAMPLES, EVAL, STATUS = "metrics.jsonl", "samples.jsonl", "eval.jsonl", "STATUS"
 TRACKING_ID = "wandb_id"

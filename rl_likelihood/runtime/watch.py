@@ -9,8 +9,8 @@ import sys
 import threading
 import time
 
+from rl_likelihood.errors import REFUSED, UserError
 from rl_likelihood.runtime.run_files import fail_running
-from rl_likelihood.shapes import REFUSED, UserError
 
 LOST = 1  # exit code of a process that has lost another one
 ADVICE = "hosts must be able to reach each other on any port: open the firewall between the workers"

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rl_likelihood.config import binding_differences, flatten
+from rl_likelihood.errors import UserError
 from rl_likelihood.model.architecture import ModelConfig
 from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES, TRACKING_ID, read_object, replace
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import UserError
 
 CONFIG = "config.json"
 INPUTS = "inputs.json"  # the inputs of a run besides its config: the date in its prompts, and digests (DEPENDS)

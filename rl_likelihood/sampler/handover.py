@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.mesh import AXES, ready, replicated
 from rl_likelihood.model.architecture import ModelConfig, Params, abstract, param_specs
 from rl_likelihood.model.decoding import fuse_layer, without_layers
-from rl_likelihood.shapes import UserError
 
 # For each array of the decoding layout: the dimension that is split over tensor. Other arrays are replicated.
 SPLIT = {"embed": 0, "head": 0, "qkv": 1, "gate_up": 1, "qkv_scale": 0, "gate_up_scale": 0, "o": 0, "down": 0}

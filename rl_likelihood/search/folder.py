@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from rl_likelihood.datasets.questions import digest
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.workdir import claim, keep_inputs, pinned_date, write_config
 from rl_likelihood.search.rounds import Finder
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, REJECTED, Example, UserError
+from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, REJECTED, Example
 from rl_likelihood.task import Task
 
 DROPPED, HELDOUT = "dropped.jsonl", "heldout.jsonl"

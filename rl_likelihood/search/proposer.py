@@ -17,11 +17,12 @@ from rl_likelihood.data import prompts
 from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.token_ids import ids_of
 from rl_likelihood.data.tokenizer import vocab_bytes
+from rl_likelihood.errors import UserError
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.runtime.devices import sample_ids_all
 from rl_likelihood.search.reer import Search
 from rl_likelihood.search_settings import ReerSettings
-from rl_likelihood.shapes import Example, Tags, UserError
+from rl_likelihood.shapes import Example, Tags
 from rl_likelihood.task import SEARCH, Task, load_model, load_tokenizer
 
 PROMPTS = Path(__file__).with_name("prompts")

@@ -25,11 +25,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rl_likelihood.errors import UserError, user_code
 from rl_likelihood.fields import nearest
 from rl_likelihood.grading.worker import run_file
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.lock import InUse, in_use, lock
-from rl_likelihood.shapes import UserError, user_code
 
 Overrides = dict[str, Any]  # what get_sweep gives for one point
 

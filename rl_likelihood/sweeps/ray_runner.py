@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime.signals import Requests
-from rl_likelihood.shapes import UserError
 from rl_likelihood.sweeps import grid, runners
 from rl_likelihood.sweeps.runners import PAUSE, Job, Say
 

@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from rl_likelihood.errors import INTERRUPTED, UserError
 from rl_likelihood.progress import duration
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.signals import Requests
-from rl_likelihood.shapes import INTERRUPTED, UserError
 from rl_likelihood.sweeps import grid
 
 # Signals of a crash. Any other signal that kills a process counts as preemption.

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.report.metric_table import higher_is_better, metric
 from rl_likelihood.report.table import evaluations
 from rl_likelihood.report.table_text import number
 from rl_likelihood.runtime import checkpoint, distributed
-from rl_likelihood.shapes import UserError
 
 FAST = "step "  # begins the stage of the evaluations every train.eval_every steps, which may be smaller
 

@@ -15,10 +15,11 @@ from rl_likelihood.data.pairs import Comparison, of_example, of_record
 from rl_likelihood.data.records import records
 from rl_likelihood.datasets.questions import hash_of, variant_key
 from rl_likelihood.datasets.sources import DataConfig
+from rl_likelihood.errors import UserError
 from rl_likelihood.progress import Progress
 from rl_likelihood.rollouts.local_judge import LocalJudge
 from rl_likelihood.runtime.console import say
-from rl_likelihood.shapes import Compared, UserError
+from rl_likelihood.shapes import Compared
 
 MOST_HELDOUT = 100  # default limit of held-out questions of a file, with at most a tenth of its rows
 

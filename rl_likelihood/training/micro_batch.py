@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.learner.packing import pack
 from rl_likelihood.learner.step import Models, gradients
 from rl_likelihood.mesh import by_prompt, compiler_options, cores, divides, put
@@ -30,7 +31,7 @@ from rl_likelihood.model.architecture import Params
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, using
-from rl_likelihood.shapes import CHAIN, REFERENCE, Batch, UserError
+from rl_likelihood.shapes import CHAIN, REFERENCE, Batch
 from rl_likelihood.task import Task, abstract_batch
 
 FILE = "MICRO_BATCH"

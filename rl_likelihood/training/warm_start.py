@@ -19,6 +19,7 @@ import numpy as np
 from rl_likelihood.data import prompts
 from rl_likelihood.data.order import in_batches, order
 from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading import graders
 from rl_likelihood.learner.batching import given_rollout, to_batch
 from rl_likelihood.learner.optimizer import make_optimizer
@@ -33,7 +34,7 @@ from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sampler_weights, using
 from rl_likelihood.runtime.run_files import replace
-from rl_likelihood.shapes import REFERENCE, Batch, Example, UserError
+from rl_likelihood.shapes import REFERENCE, Batch, Example
 from rl_likelihood.task import WARM_START, Task, trained
 
 FILE = "warm_start.jsonl"

@@ -16,8 +16,8 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.progress import of_bytes, tell
-from rl_likelihood.shapes import UserError
 
 
 class Asset(NamedTuple):

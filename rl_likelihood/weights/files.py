@@ -16,10 +16,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.files import gguf_of, replace
 from rl_likelihood.model.architecture import ModelConfig, Params, Spec, is_spec, param_specs
 from rl_likelihood.model.lora import LoraConfig
-from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import gguf_file, hugging_face
 from rl_likelihood.weights.families import FAMILIES, NAMES, named
 from rl_likelihood.weights.hugging_face import CONFIG, INDEX, SCORE, WEIGHTS, Source

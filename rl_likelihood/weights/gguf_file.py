@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from gguf import GGUFReader, dequantize
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.files import gguf_reader
 from rl_likelihood.model.architecture import ModelConfig
 from rl_likelihood.model.rope import RopeScaling
-from rl_likelihood.shapes import UserError
 from rl_likelihood.weights.families import FAMILIES
 from rl_likelihood.weights.hugging_face import ALL, Source
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.model.architecture import ModelConfig
 from rl_likelihood.model.rope import LinearScaling, RopeScaling, Scaling, YarnScaling
-from rl_likelihood.shapes import UserError
 from rl_likelihood.weights.families import FAMILIES, FULL, NEVER_SLIDE, SLIDING, Family, named
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

@@ -3,8 +3,8 @@
 import difflib
 from pathlib import Path
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.model.architecture import ModelConfig
-from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import hugging_face
 
 # What makes the shapes, in the words of config.json; the family says the rest (families.py).

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 
 from rl_likelihood.cli.command import explained, guarded, in_order, refuse_address
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 from tests.commands import run_each
 
 ROOT = Path(__file__).parents[2]

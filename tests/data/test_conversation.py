@@ -9,7 +9,7 @@ from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.conversation import markup, prompt_ids, reference_ids
 from rl_likelihood.data.prompts import PromptConfig, chain_format
 from rl_likelihood.data.tokenizer import vocab_bytes
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 CHATML = (
     "{% for m in messages %}<|user|>{{ m.role }}: {{ m.content }}<|end|>\n{% endfor %}"

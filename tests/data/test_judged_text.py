@@ -16,7 +16,7 @@ from rl_likelihood.data.judged_text import (
     word_ids,
 )
 from rl_likelihood.data.tokenizer import PLAIN_TEMPLATE, vocab_bytes
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 TEXT = byte_tokenizer()
 VOCAB = vocab_bytes(TEXT, len(TEXT))

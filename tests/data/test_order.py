@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.data.order import order
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 
 def test_every_row_once_an_epoch_and_each_epoch_in_a_new_order():

@@ -3,7 +3,7 @@
 import pytest
 
 from rl_likelihood.data.pairs import of_record
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 ROW = {"prompt": "q", "chosen": "a", "rejected": "b"}
 

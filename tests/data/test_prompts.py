@@ -22,8 +22,9 @@ from rl_likelihood.data.prompts import (
 )
 from rl_likelihood.data.tokenizer import set_template
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.graders import extract_answer
-from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, Example, UserError
+from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, Example
 from tests.data.rows import encode
 
 CFG = PromptConfig(max_prompt=1024, max_answer=64)

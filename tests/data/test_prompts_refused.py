@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from rl_likelihood.data.prompts import PromptConfig, chain_format, encode_all, encode_fitting, render
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.errors import UserError
+from rl_likelihood.shapes import Example
 from tests.data.rows import encode
 
 CFG = PromptConfig(max_prompt=1024, max_answer=64)

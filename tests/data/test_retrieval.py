@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.data.retrieval import PACKAGES, Store, fused, refuse_store
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 TEXTS = ["handover between two cells", "colour of the sky at noon", "price of bread", "a cell phone's battery"]
 

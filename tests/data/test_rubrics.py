@@ -16,7 +16,7 @@ from rl_likelihood.data.rubrics import (
     to_record,
     write_rubrics,
 )
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 ROW = {
     "prompt": [{"role": "user", "content": "Why is the sky blue?"}],

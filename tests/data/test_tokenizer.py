@@ -9,7 +9,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.tokenizer import eos_ids, load_tokenizer, save_tokenizer, set_template, vocab_bytes
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 TEXTS = [
     "The answer is 72.</think>\n<answer>72</answer>",

@@ -6,8 +6,8 @@ import pytest
 
 from rl_likelihood.datasets import DATASETS, prepare, splitting
 from rl_likelihood.datasets.common import Row, Skipped
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.bfcl import bfcl
-from rl_likelihood.shapes import UserError
 
 AREA = {
     "name": "area",

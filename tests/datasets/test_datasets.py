@@ -11,9 +11,9 @@ import pytest
 
 from rl_likelihood.datasets import DATASETS, countdown, numina_proof, splitting
 from rl_likelihood.datasets.common import Location, Skipped
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.countdown import evaluate
-from rl_likelihood.shapes import UserError
 from tests.datasets.reading import HERE, lines, parsed, rows
 from tests.programs import isolated
 

@@ -9,7 +9,7 @@ from rl_likelihood.config import build
 from rl_likelihood.datasets import sources
 from rl_likelihood.datasets.documents import DocumentConfig, questions_of
 from rl_likelihood.datasets.sources import DataConfig
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 from rl_likelihood.task import load
 from tests.runs import small_config
 

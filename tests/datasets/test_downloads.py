@@ -13,7 +13,7 @@ import pytest
 from rl_likelihood import progress
 from rl_likelihood.datasets import DATASETS, files, prepare
 from rl_likelihood.datasets.sources import OWN
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 from tests.datasets.test_prepare import gsm8k
 from tests.servers import slow_server
 

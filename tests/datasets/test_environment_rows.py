@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rl_likelihood.datasets.sources import DataConfig, load
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 
 def written(path, rows):

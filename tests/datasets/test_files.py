@@ -14,8 +14,8 @@ import pytest
 from rl_likelihood import datasets
 from rl_likelihood.datasets import DATASETS
 from rl_likelihood.datasets.common import DataSet, split_in
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.graders import GRADERS
-from rl_likelihood.shapes import UserError
 from tests.datasets.reading import lines, rows
 
 

@@ -13,7 +13,8 @@ from rl_likelihood.data.prompts import PromptConfig, render
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES
 from rl_likelihood.datasets.questions import digest, example_key, group_key, question_key, variant_key
 from rl_likelihood.datasets.sources import DataConfig, describe, load, resolve_prompt
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.errors import UserError
+from rl_likelihood.shapes import Example
 from tests.datasets.test_own_rows import own, questions, write
 
 

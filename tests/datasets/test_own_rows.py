@@ -12,7 +12,8 @@ import threading
 import pytest
 
 from rl_likelihood.datasets.sources import DataConfig, describe, load
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.errors import UserError
+from rl_likelihood.shapes import Example
 
 
 def write(path, rows):

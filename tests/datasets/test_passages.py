@@ -9,7 +9,7 @@ import pytest
 from rl_likelihood.datasets import sources
 from rl_likelihood.datasets.documents import DocumentConfig, next_passages, poems
 from rl_likelihood.datasets.sources import DataConfig
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 STORY = "CHAPTER 1\n\n\nOne two\nthree four.\n\nFive six seven.\r\n \r\nEight\nnine.\n\n\n\nTen."
 PROSE = DocumentConfig(form="next_passage", context=4, continuation=3, least=2, cuts=9)

@@ -16,8 +16,9 @@ from rl_likelihood.data import prepared
 from rl_likelihood.datasets import DATASETS, files, prepare, sources, splitting
 from rl_likelihood.datasets.common import Row
 from rl_likelihood.datasets.sources import DataConfig
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading import graders
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.shapes import Example
 from tests.programs import isolated
 
 ALPACA = DATASETS["alpaca"]

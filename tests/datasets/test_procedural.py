@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from rl_likelihood.datasets import procedural
 from rl_likelihood.datasets.procedural import CHUNK, _arithmetic, generate, parse
 from rl_likelihood.datasets.sources import DataConfig, load
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading import graders, gym
 from rl_likelihood.grading.countdown import evaluate
-from rl_likelihood.shapes import UserError
 
 # Their items have None for an answer: what is right is found by trying it out.
 WITHOUT_ANSWER = ("boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour")

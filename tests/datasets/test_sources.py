@@ -8,7 +8,7 @@ from rl_likelihood.data.worked_examples import WORKED_EXAMPLES
 from rl_likelihood.datasets.procedural import PRESETS
 from rl_likelihood.datasets.questions import question_key, variant_key
 from rl_likelihood.datasets.sources import DataConfig, load
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 
 BOTH = DataConfig("reasoning_gym", ("basic_arithmetic", "chain_sum"), train_size=301, heldout_size=101)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from rl_likelihood.datasets import DATASETS, files, prepare, splitting
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.code import tool_call
 from rl_likelihood.grading.graders import reference_of
-from rl_likelihood.shapes import UserError
 from tests.envs.small_world import REAL, needs_tau2
 
 DB = """

@@ -10,7 +10,7 @@ import pytest
 
 from rl_likelihood.datasets import DATASETS
 from rl_likelihood.datasets.common import Row, Skipped
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 from tests.datasets.reading import HERE, parsed, rows
 
 TELE = {

@@ -22,8 +22,8 @@ from rl_likelihood.envs.calls import (
 )
 from rl_likelihood.envs.telecom import CONVERSATION_TOOLS as TOOLS
 from rl_likelihood.envs.tools import Call, Parameter, Tool, schema, signature, table
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.code import tool_call
-from rl_likelihood.shapes import UserError
 from tests.envs.small_world import LINE, task, world
 
 REBOOT = Call("reboot_device", {})

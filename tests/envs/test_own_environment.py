@@ -9,7 +9,8 @@ import pytest
 
 from rl_likelihood.envs.protocol import ENDS, Reply, number_of, play, problem_of
 from rl_likelihood.envs.table import EnvConfig
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.errors import UserError
+from rl_likelihood.shapes import Example
 from rl_likelihood.tables import begun, environment_of, try_out
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tools.md").read_text("utf-8")

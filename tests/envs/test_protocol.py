@@ -15,7 +15,8 @@ from rl_likelihood.envs.protocol import Reply, Start, play, problem_of
 from rl_likelihood.envs.table import EnvConfig
 from rl_likelihood.envs.telecom import Telecom, system_prompt
 from rl_likelihood.envs.tools import Call
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.errors import UserError
+from rl_likelihood.shapes import Example
 from rl_likelihood.tables import begun
 from tests.envs.small_world import REAL, needs_tau2, task, world
 

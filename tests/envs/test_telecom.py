@@ -18,7 +18,7 @@ from rl_likelihood.envs.telecom import Telecom, system_prompt
 from rl_likelihood.envs.telecom_phone import band, search, speed
 from rl_likelihood.envs.telecom_state import make_world, read_world
 from rl_likelihood.envs.tools import Call
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 from rl_likelihood.weights.assets import cache_path
 from tests.envs.small_world import CARRIER, LINE, REAL, USER, needs_tau2, task, world
 

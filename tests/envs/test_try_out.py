@@ -6,7 +6,7 @@ import pytest
 
 from configs.calculator import get_config
 from rl_likelihood.config import build
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 from rl_likelihood.task import load
 
 OWN = """

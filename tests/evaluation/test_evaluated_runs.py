@@ -12,12 +12,13 @@ from rl_likelihood import train
 from rl_likelihood.config import build, changed, flatten
 from rl_likelihood.datasets import prepare, sources
 from rl_likelihood.datasets.sources import DataConfig, resolve_prompt
+from rl_likelihood.errors import UserError
 from rl_likelihood.evaluate import check_workdir, initial_model
 from rl_likelihood.evaluation import statistics
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.runtime.workdir import EXAMPLES, checkpoint_meta, digest_of_examples, keep_inputs
-from rl_likelihood.shapes import TrainState, UserError
+from rl_likelihood.shapes import TrainState
 from rl_likelihood.task import load_model
 from tests.runs import run, small_config
 

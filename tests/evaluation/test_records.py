@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation import statistics
 from rl_likelihood.evaluation.records import identity_of, records_path
 from rl_likelihood.grading import graders
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.lock import lock
-from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
 from tests.evaluation.bigrams import evaluated, letters, numbers, records_of, sharp, task_of
 from tests.runs import config_file, small_config

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation import statistics
 from rl_likelihood.evaluation.statistics import summary
 from rl_likelihood.report.metric_table import METRICS, unknown
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import UserError
 
 
 def record(

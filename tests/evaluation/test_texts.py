@@ -6,10 +6,10 @@ import math
 import pytest
 
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation import statistics, texts, verse
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.report.metric_table import unknown
-from rl_likelihood.shapes import UserError
 from tests.evaluation.bigrams import letters, records_of, task_of
 from tests.evaluation.test_statistics import record
 from tests.runs import small_config

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading import code, run_code
 from rl_likelihood.grading.graders import GRADERS, Grader, countdown
 from rl_likelihood.grading.pool import ITEMS_PER_WORKER, Pool
-from rl_likelihood.shapes import UserError
 from tests.grading import test_worker
 from tests.programs import isolated
 

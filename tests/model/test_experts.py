@@ -10,6 +10,7 @@ import pytest
 
 from bench import flops
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.learner.batching import to_batch
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import StepConfig
@@ -22,7 +23,7 @@ from rl_likelihood.planning.aot import count_flops
 from rl_likelihood.run_model import run_on
 from rl_likelihood.sampler import decode
 from rl_likelihood.sampler.handover import hand_over
-from rl_likelihood.shapes import CHAIN, UserError
+from rl_likelihood.shapes import CHAIN
 from tests.runs import small_config
 from tests.sampler.test_decode import KEY, NEVER, prompts
 from tests.small import random_batch, random_params, rewarded, tiny

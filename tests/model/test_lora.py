@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.step import gradients, init_reference, init_state, make_step, reference_shardings
 from rl_likelihood.learner.surrogate import LossConfig
@@ -18,7 +19,6 @@ from rl_likelihood.model.architecture import is_spec
 from rl_likelihood.model.decoder import forward, product
 from rl_likelihood.model.lora import MATRICES, LoraConfig, as_base, base_specs, effective, init_adapters, merged
 from rl_likelihood.sampler import decode
-from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import files
 from tests.runs import small_config
 from tests.small import random_batch, random_params, rewarded, tiny

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.mesh import compiler_options, make_mesh, replicated
 from rl_likelihood.model.architecture import head_matrix
 from rl_likelihood.model.decoder import Completions, forward
 from rl_likelihood.model.head import token_stats
 from rl_likelihood.planning import aot, hlo
 from rl_likelihood.planning.aot import Collective
-from rl_likelihood.shapes import UserError
 from tests.small import random_params, tiny
 
 WITH_LIBTPU = importlib.util.find_spec("libtpu") is not None

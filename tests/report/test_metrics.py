@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.report import metrics
 from rl_likelihood.report.tracking import Board, Tracker
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import UserError
 
 
 def lines(path):

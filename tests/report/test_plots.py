@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.report import metrics, panels, plots
 from rl_likelihood.report.page.__main__ import main as page_main
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import UserError
 
 
 def write_run(workdir, steps, offset=0.0, evals=(0, 5, 10)):

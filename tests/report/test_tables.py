@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation.trace import PERCENT
 from rl_likelihood.report import figures, metrics, table, table_text
 from rl_likelihood.report.table import Run
-from rl_likelihood.shapes import UserError
 from tests.report.grids import evaluation, sft_run, text_runs, write_run
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from configs import tiny
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.presets import PRESETS
-from rl_likelihood.shapes import UserError
 from rl_likelihood.tables import reward_table
 
 TESTS = Path(__file__).parents[1]

@@ -5,10 +5,10 @@ import operator
 import pytest
 
 from rl_likelihood.config import apply_preset, build
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.graders import GRADERS
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.rewards.table import REWARDS
-from rl_likelihood.shapes import UserError
 from rl_likelihood.tables import parse_reward, reward_table
 from tests.runs import small_config
 

@@ -22,6 +22,7 @@ from rl_likelihood.data.judged_text import MARK, MEETS, SCORE
 from rl_likelihood.data.rubrics import Criterion, Rubric, write_rubrics
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets import sources
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading import graders
 from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.decoder import forward
@@ -36,7 +37,6 @@ from rl_likelihood.rollouts.source import make_source
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import make_devices
-from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
 from rl_likelihood.weights import files
 from tests.runs import config_file, small_config

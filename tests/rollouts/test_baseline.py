@@ -9,9 +9,10 @@ import pytest
 from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.errors import UserError
 from rl_likelihood.rollouts.baseline import FILE, key_of, read_baseline
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.shapes import Example
 from tests.runs import small_config
 
 # Rows may be narrower than prompt.max_answer, which is the width of the kept log-probs.

@@ -10,6 +10,7 @@ import pytest
 
 from rl_likelihood.datasets import DATASETS, files, prepare
 from rl_likelihood.envs.protocol import Reply, Start
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.countdown import evaluate
 from rl_likelihood.mesh import make_mesh, replicated
 from rl_likelihood.report.metric_table import unknown
@@ -26,7 +27,7 @@ from rl_likelihood.rollouts.conversations import (
 from rl_likelihood.rollouts.host_rewards import conversation_metrics
 from rl_likelihood.sampler import decode, turns
 from rl_likelihood.sampler.queue import from_bytes, to_bytes
-from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, UserError
+from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE
 from rl_likelihood.task import SAMPLE, _encode_conversations, load
 from tests.envs.small_world import REAL, needs_tau2
 from tests.rollouts.calculator import config

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 from rl_likelihood.task import load
 from tests.rollouts.calculator import config
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading.gym import pack
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.rollouts.host_rewards import host_rewards, responses, sampled_texts, token_ends
-from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, Rollout, UserError
+from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, Rollout
 from rl_likelihood.tables import grader_table
 from rl_likelihood.task import load
 from tests.programs import isolated

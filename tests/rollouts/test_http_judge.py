@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from rl_likelihood.data.judged_text import CORRECT, filled
+from rl_likelihood.errors import UserError
 from rl_likelihood.rollouts.endpoint import HttpSettings, estimate, retry_after
 from rl_likelihood.rollouts.http_judge import HttpJudge, probability
-from rl_likelihood.shapes import UserError
 from tests.servers import serving
 
 KEY = "sk-secret-0123456789"

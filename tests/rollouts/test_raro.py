@@ -11,6 +11,7 @@ import pytest
 from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
+from rl_likelihood.errors import UserError
 from rl_likelihood.grading import graders
 from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.rollouts import raro
@@ -18,7 +19,6 @@ from rl_likelihood.rollouts.asked_judge import judge_of
 from rl_likelihood.rollouts.source import make_source
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import make_devices
-from rl_likelihood.shapes import UserError
 from rl_likelihood.task import abstract_batch, load
 from tests.runs import small_config
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.rollouts.batches import Batches
 from rl_likelihood.rollouts.samples import sample_of
 from rl_likelihood.rollouts.source import make_source
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.sampler import decode
-from rl_likelihood.shapes import CHAIN, UserError
+from rl_likelihood.shapes import CHAIN
 from rl_likelihood.task import SAMPLE, load
 from tests.rollouts.test_batches import loaded
 from tests.runs import small_config

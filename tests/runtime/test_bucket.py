@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import tensorstore
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime import bucket, checkpoint
-from rl_likelihood.shapes import UserError
 from tests.runs import config_file
 from tests.runtime.test_kills import environment, text
 

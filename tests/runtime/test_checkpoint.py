@@ -8,12 +8,13 @@ import numpy as np
 import optax
 import pytest
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model import architecture
 from rl_likelihood.model.rope import RopeScaling
 from rl_likelihood.runtime import checkpoint, checksums
 from rl_likelihood.settings import TrainSettings
-from rl_likelihood.shapes import TrainState, UserError
+from rl_likelihood.shapes import TrainState
 
 MODEL = architecture.ModelConfig(
     family="llama",

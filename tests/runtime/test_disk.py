@@ -6,6 +6,7 @@ import pytest
 
 from rl_likelihood import train
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.export import export
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.architecture import count
@@ -14,7 +15,6 @@ from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.disk import Disk, checkpoints_at_once, disk_of_run, drop_optimizer, tree_bytes
 from rl_likelihood.settings import TrainSettings
-from rl_likelihood.shapes import UserError
 from tests.runs import small_config
 from tests.runtime.test_checkpoint import abstract, restored, saved
 

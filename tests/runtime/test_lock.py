@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime import lock
-from rl_likelihood.shapes import UserError
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """

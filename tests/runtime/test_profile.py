@@ -13,9 +13,9 @@ import pytest
 
 from rl_likelihood import train
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime.profile import PARTS, SAMPLING, Op, Profile, device_ops, seconds
 from rl_likelihood.sampler import decode, engine
-from rl_likelihood.shapes import UserError
 from tests.runs import run, small_config
 from tests.runtime.processes import processes_of, said
 

@@ -15,12 +15,12 @@ import pytest
 
 from rl_likelihood import train
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.rollouts.asynchronous import restored
 from rl_likelihood.rollouts.batches import Batches
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.sampler import decode
-from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
 from tests.runs import config_file, small_config
 from tests.runtime.processes import said, start

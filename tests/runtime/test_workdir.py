@@ -14,10 +14,11 @@ import pytest
 from rl_likelihood import evaluate, train
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import BYTES
+from rl_likelihood.errors import UserError
 from rl_likelihood.report.metrics import MetricsWriter
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.workdir import BEGINNING, INPUTS, OtherInputs, keep_date, keep_inputs, pinned_date
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.shapes import Example
 from rl_likelihood.training.session import Session, failure_in_status
 from tests.runs import small_config
 

@@ -13,6 +13,7 @@ from rl_likelihood.config import build
 from rl_likelihood.data.own_rows import Columns, to_example
 from rl_likelihood.data.prompts import completion_ids
 from rl_likelihood.data.tokenizer import save_tokenizer
+from rl_likelihood.errors import UserError
 from rl_likelihood.reer import REER, TABLE, finder, run, search
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import sampler_weights
@@ -30,7 +31,7 @@ from rl_likelihood.search.rounds import (
     first_chains,
     score,
 )
-from rl_likelihood.shapes import CHAIN, TAG, Example, UserError
+from rl_likelihood.shapes import CHAIN, TAG, Example
 from rl_likelihood.task import load
 from rl_likelihood.training.warm_start import chains_to_learn
 from rl_likelihood.weights import files

@@ -5,9 +5,9 @@ import os
 
 import pytest
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.lock import lock
-from rl_likelihood.shapes import UserError
 from rl_likelihood.sweeps import grid
 from rl_likelihood.sweeps.grid import chain, named, of_what_varies, point, product, sweep, zipped
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 from rl_likelihood.sweeps import grid, ray_runner
 from tests.runs import experiment
 from tests.sweeps.test_runners import DONE, QUICK, job, times

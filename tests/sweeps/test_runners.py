@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.lock import lock
-from rl_likelihood.shapes import UserError
 from rl_likelihood.sweeps import grid, runners
 
 QUICK = (0.0, 0.0)  # no pause before a preempted run goes on

@@ -9,12 +9,13 @@ import pytest
 from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import BYTES
+from rl_likelihood.errors import UserError
 from rl_likelihood.report.metric_table import higher_is_better
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.disk import drop_optimizer
 from rl_likelihood.runtime.workdir import checkpoint_meta, write_config
-from rl_likelihood.shapes import TrainState, UserError
+from rl_likelihood.shapes import TrainState
 from rl_likelihood.training import best
 from tests.runs import rows, run, small_config
 

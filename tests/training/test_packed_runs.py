@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.learner.packing import abstract_packing, pack
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.runtime.devices import make_devices, using
-from rl_likelihood.shapes import CHAIN, UserError
+from rl_likelihood.shapes import CHAIN
 from rl_likelihood.task import load, step_batch
 from rl_likelihood.train import run
 from tests.runs import small_config

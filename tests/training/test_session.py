@@ -8,8 +8,8 @@ import pytest
 
 from rl_likelihood import train
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime import checkpoint, run_files
-from rl_likelihood.shapes import UserError
 from tests.runs import run, small_config
 
 SHORT = {"train__steps": 2, "eval__prompts": 0}

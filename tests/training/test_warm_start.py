@@ -10,9 +10,9 @@ import pytest
 
 from rl_likelihood import progress, train
 from rl_likelihood.config import build
+from rl_likelihood.errors import UserError
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.checkpoint import INITIAL
-from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
 from rl_likelihood.training import warm_start
 from tests.runs import run, small_config

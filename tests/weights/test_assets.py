@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from rl_likelihood import progress
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 from rl_likelihood.weights import assets
 from tests.servers import slow_server
 

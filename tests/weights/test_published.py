@@ -5,8 +5,8 @@ import math
 import jax
 import pytest
 
+from rl_likelihood.errors import UserError
 from rl_likelihood.model.architecture import is_spec, param_specs
-from rl_likelihood.shapes import UserError
 from rl_likelihood.weights.published import PUBLISHED, published
 
 # Parameters in thousands, as the publishers' cards and files have them.

@@ -22,12 +22,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from rl_likelihood import files
+from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation.trace import PERCENT
 from rl_likelihood.report import figures, panels, plots, style, table, table_text
 from rl_likelihood.report.page import chains
 from rl_likelihood.report.panels import Panel
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import UserError
 
 FILES = Path(__file__).parent
 SCRIPTS = ("page.js", "curves.js", "texts.js", "chains.js")

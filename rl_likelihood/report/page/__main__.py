@@ -3,8 +3,8 @@
 import argparse
 import sys
 
+from rl_likelihood.errors import exits
 from rl_likelihood.report import page, plots, table
-from rl_likelihood.shapes import exits
 
 
 @exits
