@@ -115,7 +115,7 @@ def test_a_sampler_that_raises_in_one_process_ends_all_with_its_words_and_a_chec
 JUDGE_FAILS = """
 import runpy, sys
 from rl_likelihood.rollouts.batches import Batches
-from rl_likelihood.shapes import UserError
+from rl_likelihood.errors import UserError
 grade = Batches.grade
 
 def spent(self, rollout, rows):
