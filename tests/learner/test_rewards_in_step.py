@@ -154,14 +154,9 @@ def test_rewards_without_a_reference_read_the_distribution_that_gave_the_token(n
 
 
 def test_an_entropy_in_bits_is_one_in_nats_over_log_two():
-    nats, bits = (
-        observe(PARAMS, (None, None), MODEL, BATCH, rewarded("token_entropy", two_branches=True)).observation
-        for _ in range(2)
-    )
-    rows = [
-        objective(e, RewardConfig(terms=parse_reward("token_entropy"), entropy_base=b))[1]
-        for e, b in ((nats, "e"), (bits, "2"))
-    ]
+    seen = observe(PARAMS, (None, None), MODEL, BATCH, rewarded("token_entropy", two_branches=True)).observation
+    configs = [RewardConfig(terms=parse_reward("token_entropy"), entropy_base=base) for base in ("e", "2")]
+    rows = [objective(seen, cfg)[1] for cfg in configs]
     np.testing.assert_allclose(rows[1], np.asarray(rows[0]) / np.log(2), rtol=1e-6)
 
 

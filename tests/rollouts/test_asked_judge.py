@@ -1,7 +1,6 @@
 """A run whose reward a second model says: a reward model on this machine, a judge behind an address, refusals."""
 
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -106,20 +105,16 @@ def test_a_reward_model_scores_question_and_answer(scorer):
     assert judge(questions[:1], [[("x" * 90,), ("y",)]]).cut == 1
 
 
-def test_the_best_of_n_is_judged_by_the_model_and_by_the_grader(scorer, tmp_path, monkeypatch):
+def test_the_best_of_n_is_judged_by_the_model_and_by_the_grader(scorer, tmp_path):
     shutil.copytree(scorer, tmp_path / "rm")
-    c = build(few(eval__prompts=3, eval__batch_prompts=2))
-    out = best_of(c, tmp_path / "rm", 4)
-    assert [row["n"] for row in out["best_of"]] == [1, 2, 4] and out["questions"] == 3
+    out = best_of(build(few(eval__prompts=3, eval__batch_prompts=2)), tmp_path / "rm", 4)
+    assert [row["n"] for row in out["best_of"]] == [1, 2, 4]
+    assert out["questions"] == 3 and out["answered"] == 0  # random weights write no answer
     proxies = [row["proxy"] for row in out["best_of"]]
-    assert proxies == sorted(proxies) and all(0 <= row["gold"] <= 1 for row in out["best_of"])
+    assert proxies == sorted(proxies) and all(row["gold"] == 0 for row in out["best_of"])
     assert run_files.read(tmp_path / "rm" / "rm_eval.jsonl") == [out] and out["cut"] == 0
-    assert out["answered"] == 0, "random weights write no answer"
-    given = itertools.cycle(["1", None, None])
-    monkeypatch.setattr(graders, "extract_answer", lambda text, fmt: next(given))
-    assert best_of(c, tmp_path / "rm", 4)["answered"] == pytest.approx(1 / 3)
     with pytest.raises(UserError, match="no reward model"):
-        best_of(c, tmp_path, 4)
+        best_of(build(few(eval__prompts=3)), tmp_path, 4)
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,7 @@ def test_what_was_asked_is_never_asked_again(tmp_path):
         with judging(url, cache=path) as judge:
             first = ask(judge, "right", "wrong")
         with judging(url, cache=path) as judge:
-            again = ask(judge, "wrong", "right")
-        np.testing.assert_array_equal(again.values[:, ::-1], first.values)
+            np.testing.assert_array_equal(ask(judge, "wrong", "right").values[:, ::-1], first.values)
         assert len(requests) == 2
     with judging(url + "/", cache=path) as judge:  # nobody is there any more
         assert ask(judge, "right").keep.all()
@@ -118,13 +117,12 @@ def test_a_row_that_always_fails_is_dropped_and_counted_and_not_kept(tmp_path):
         bad = number <= 1 + 3 and "bad" in body["messages"][0]["content"]
         handler.reply(*(500, b"") if bad else (200, verdict(body)))
 
-    path = str(tmp_path / "cache.sqlite")
     with serving(behave) as (url, requests):
-        with judging(url, attempts=3, cache=path) as judge:
+        with judging(url, attempts=3, cache=str(tmp_path / "cache")) as judge:
             out = ask(judge, "right", "bad")
             assert out.keep.tolist() == [[True, False]] and np.isnan(out.values[0, 1])
             assert judge.endpoint.failures == {"status 500": 1} and len(requests) == 1 + 3
-        with judging(url, cache=path) as judge:
+        with judging(url, cache=str(tmp_path / "cache")) as judge:
             assert ask(judge, "right", "bad").keep.all() and len(requests) == 1 + 3 + 1
 
 

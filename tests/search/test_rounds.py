@@ -21,16 +21,7 @@ from rl_likelihood.search import reer
 from rl_likelihood.search.controls import text_of, under_other
 from rl_likelihood.search.folder import DROPPED, HELDOUT, row_of
 from rl_likelihood.search.proposer import Drawing, Length, asks_of, model_proposer, with_model
-from rl_likelihood.search.rounds import (
-    FILE,
-    Ended,
-    Finder,
-    Journal,
-    Variant,
-    find,
-    first_chains,
-    score,
-)
+from rl_likelihood.search.rounds import FILE, Ended, Finder, Journal, Variant, find, first_chains, score
 from rl_likelihood.shapes import CHAIN, TAG, Example
 from rl_likelihood.task import load
 from rl_likelihood.training.warm_start import chains_to_learn
