@@ -22,10 +22,10 @@ from rl_likelihood.config import build
 from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.prompts import INSTRUCTION
 from rl_likelihood.errors import UserError
-from rl_likelihood.grading.pool import Pool
 from rl_likelihood.progress import Progress
 from rl_likelihood.rollouts.asked_judge import http_settings
 from rl_likelihood.rollouts.endpoint import Endpoint
+from rl_likelihood.rollouts.host_rewards import grader_pool
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.search.folder import claimed, refuse_no_chat, row_of, write_results
@@ -42,7 +42,6 @@ from rl_likelihood.search.proposer import (
 from rl_likelihood.search.rounds import Finder, Journal
 from rl_likelihood.search.teacher import chosen, http_proposer, parsed
 from rl_likelihood.settings import Config
-from rl_likelihood.tables import grader_table
 from rl_likelihood.task import Task, load
 
 DISTILL = "distill.jsonl"
@@ -111,11 +110,9 @@ def distill(f: Finder, workdir: Path) -> None:
 
     with Progress("asked the teacher", n, "questions", f.say, done=len(answered)) as progress:
         lines = f.each("teacher", 0, range(n), make, progress.advance)
-    table = grader_table(c.reward.file)
-    pool = Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code, table=table)
     good: list[dict[str, Any]] = []
     dropped: list[dict[str, Any]] = []
-    with pool if c.distill.accept == "grader" else contextlib.nullcontext() as grades:
+    with grader_pool(c) if c.distill.accept == "grader" else contextlib.nullcontext() as grades:
         for start in range(0, n, f.size):
             part = list(range(start, min(start + f.size, n)))
             replies = [[r for text in lines[i]["replies"] if (r := parsed(text, f.task.fmt))] for i in part]

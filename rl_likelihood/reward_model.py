@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,6 @@ from rl_likelihood.data.pairs import Comparison
 from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation import preference
 from rl_likelihood.evaluation.preference import Scored
-from rl_likelihood.grading.graders import reference_of
-from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge
 from rl_likelihood.learner.reward_step import init_state, make_optimizers, make_reward_step, state_shardings
 from rl_likelihood.learner.step import all_finite
@@ -42,6 +39,7 @@ from rl_likelihood.mesh import put, ready
 from rl_likelihood.model.architecture import ModelConfig, Params
 from rl_likelihood.progress import Progress, duration
 from rl_likelihood.report.metrics import MetricsWriter
+from rl_likelihood.rollouts.host_rewards import grader_pool
 from rl_likelihood.rollouts.local_judge import (
     LocalJudge,
     describe_decoder,
@@ -115,16 +113,15 @@ def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:
     judge = local_judge(*described)
     judged_text.refuse_long(judge.reader, [question_of(row.example) for row in task.heldout])
     proxy, gold, answered, cut = [], [], [], 0
-    with Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code) as pool:
+    with grader_pool(c) as pool:
         for rows, answers in policy_answers(task, params, devices, task.heldout[: c.eval.prompts], count):
             questions = [question_of(r.example) for r in rows]
             scored = judge(questions, [[(a,) for a in group] for group in answers])
             proxy.append(scored.values)
             cut += scored.cut
             answered += [a is not None for group in answers for a in group]
-            references = [reference_of(c.eval.grader, r.example, pool.table) for r in rows for _ in range(count)]
-            marks = pool.grade(c.eval.grader, references, [a for group in answers for a in group])
-            gold.append(np.asarray([math.nan if m is None else m for m in marks], float).reshape(len(rows), count))
+            marks = pool.grade_groups(c.eval.grader, [r.example for r in rows], answers)
+            gold.append(np.asarray(marks, float))  # None is NaN
     graded = np.isfinite(np.concatenate(gold)).all(1)
     if not graded.any():
         raise UserError(f"eval.grader is {c.eval.grader!r}, which failed on every question; choose another")

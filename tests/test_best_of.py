@@ -19,6 +19,7 @@ from rl_likelihood.rollouts.local_judge import save_head
 from rl_likelihood.run_model import random_model
 from rl_likelihood.task import load
 from rl_likelihood.weights import files
+from tests.runs import small_config
 from tests.small import random_params
 
 
@@ -59,3 +60,15 @@ def test_the_documented_command_answers_questions_with_long_options(reward_model
     shutil.copytree(reward_model, tmp_path / "copy")
     out = best_of(c, tmp_path / "copy", 2)
     assert out["questions"] == 3 and [row["n"] for row in out["best_of"]] == [1, 2]
+
+
+def test_a_grader_of_the_users_own_marks_the_answers(reward_model, tmp_path):
+    """Random weights write no answer, which only this grader calls right."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from rl_likelihood.grading.graders import Grader\n"
+        "def silent(goal, answer): return answer is None\n"
+        'GRADERS = {"silent": Grader(silent, "no answer")}\n'
+    )
+    c = small_config(reward__file=str(file), eval__grader="silent", eval__prompts=2, model__preset="nano")
+    assert [row["gold"] for row in best_of(build(c), reward_model, 2)["best_of"]] == [1.0, 1.0]

@@ -26,7 +26,7 @@ from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.progress import Progress, counted
 from rl_likelihood.rewards import rules
-from rl_likelihood.rollouts.host_rewards import candidate, sampled_texts
+from rl_likelihood.rollouts.host_rewards import candidate, grader_pool, sampled_texts
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.runtime.console import chains_words
 from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sample_ids_all, sampler_weights, using
@@ -34,7 +34,6 @@ from rl_likelihood.runtime.lock import lock
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.settings import largest_divisor
 from rl_likelihood.shapes import CHAIN, TAG, ChainFormat, Rollout
-from rl_likelihood.tables import grader_table
 from rl_likelihood.task import EVALUATE, Task
 
 EXAMPLES = 4  # questions whose greedy answers are kept with the numbers
@@ -108,8 +107,7 @@ def _evaluated(e: Evaluation, n: int, samples: int) -> dict[str, Any]:
 
         bar = Progress("evaluated", n, "questions", e.say, done=done, stream=e.stream)
         progress = stack.enter_context(bar)
-        c, table = e.task.config.eval, grader_table(e.task.config.reward.file)
-        pool = stack.enter_context(Pool(c.grader_workers, c.grader_seconds, unsafe_code=c.unsafe_code, table=table))
+        pool = stack.enter_context(grader_pool(e.task.config))
         made_of = _records(e, n, samples, records, pool, progress)
         if e.task.config.converses:
             made_of = conversations.records(e, range(done, n), samples)
@@ -188,7 +186,9 @@ def _records(
                 no_chain = _answers_without_chain(task, weights, batch, width, samples)
             by_chain = [[_answer_in(text, task) for text in group] for group in batch.texts]
             answers = [[*group, *without] for group, without in zip(by_chain, no_chain, strict=True)]
-            batch = batch._replace(answers=answers, marks=_marks(task, pool, batch.rows, answers) if graded else None)
+            examples, grader = [row.example for row in batch.rows], task.config.eval.grader
+            marks = pool.grade_groups(grader, examples, answers) if graded else None
+            batch = batch._replace(answers=answers, marks=marks)
         if samples:
             progress.note = "scoring"
             own = [first_sampled_chain(batch.rollout, i) for i in range(len(batch.rows))]
@@ -307,15 +307,6 @@ def votes(answers: list[str | None]) -> list[int | None]:
 
 
 # ------------------------------------------------------------------------------------------- answers
-
-
-def _marks(
-    task: Task, pool: Pool, rows: list[EncodedExample], answers: list[list[str | None]]
-) -> list[list[bool | None]]:
-    size, grader = len(answers[0]), task.config.eval.grader
-    references = [graders.reference_of(grader, row.example, pool.table) for row in rows for _ in range(size)]
-    marks = pool.grade(grader, references, [a for group in answers for a in group])
-    return [marks[i * size : (i + 1) * size] for i in range(len(rows))]
 
 
 def _answers_without_chain(

@@ -26,9 +26,10 @@ from types import TracebackType
 from typing import Self
 
 from rl_likelihood.errors import UserError
-from rl_likelihood.grading.graders import GRADERS, GradeFunction, Grader
+from rl_likelihood.grading.graders import GRADERS, GradeFunction, Grader, reference_of
 from rl_likelihood.grading.run_code import isolation
 from rl_likelihood.grading.worker import READY
+from rl_likelihood.shapes import Example
 
 Pair = tuple[str, str | None]  # reference, answer
 Judgement = tuple[bool | None, str, str]  # verdict; the kind of failure or nothing; why
@@ -178,6 +179,16 @@ class Pool:
                     if failure:
                         self._note(failure, [(pair, why)])
             return [verdicts[pair] for pair in pairs]
+
+    def grade_groups(
+        self, name: str, examples: Sequence[Example], groups: Sequence[Sequence[str | None]]
+    ) -> list[list[bool | None]]:
+        """`grade` for several answers to each question: its marks of each group."""
+        references = [
+            reference_of(name, e, self.table) for e, group in zip(examples, groups, strict=True) for _ in group
+        ]
+        marks = iter(self.grade(name, references, [answer for group in groups for answer in group]))
+        return [[next(marks) for _ in group] for group in groups]
 
     def _note(self, failure: str, items: list[tuple[Pair, str]]) -> None:
         """Counts failures of one kind, and keeps the words of the last."""

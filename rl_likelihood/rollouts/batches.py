@@ -14,7 +14,6 @@ import numpy as np
 
 from rl_likelihood.data.order import order
 from rl_likelihood.data.prompts import EncodedExample
-from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.batching import alternatives_of, concat_rows, first_rows, no_chain_rows, to_batch
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.rewards import rules
@@ -22,13 +21,12 @@ from rl_likelihood.rollouts import asked_judge
 from rl_likelihood.rollouts.asked_judge import AnyJudge
 from rl_likelihood.rollouts.baseline import Baseline, read_baseline
 from rl_likelihood.rollouts.conversations import conversations_of
-from rl_likelihood.rollouts.host_rewards import HostRewards, Texts, host_rewards, sampled_texts
+from rl_likelihood.rollouts.host_rewards import HostRewards, Texts, grader_pool, host_rewards, sampled_texts
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import ROW_FIELDS, Batch, Prompts, Rollout, ShownPrompts
-from rl_likelihood.tables import grader_table
 from rl_likelihood.task import SAMPLE, Task
 
 Rows = list[EncodedExample]
@@ -65,8 +63,7 @@ class Batches:
         c = task.config
         self.task, self.devices = task, devices
         self.rows_of = order(len(task.train), c.train.prompts_per_step, c.seed)
-        table = grader_table(c.reward.file)
-        self.pool = Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code, table=table)
+        self.pool = grader_pool(c)
         self.baseline: Callable[[Rows], Baseline] = lambda rows: Baseline()
         if c.reward.baseline == "frozen":
             self.baseline = read_baseline(workdir, c.reward, c.prompt.max_answer)

@@ -13,7 +13,9 @@ from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.rewards import rules
 from rl_likelihood.rewards.reward import HostInputs
+from rl_likelihood.settings import Config
 from rl_likelihood.shapes import CHAIN, SAMPLED, ChainFormat, Compared, Judged, Outcomes, Rollout
+from rl_likelihood.tables import grader_table
 from rl_likelihood.task import Task
 
 Rewards = dict[str, np.ndarray]  # name -> [P, G] float32
@@ -71,6 +73,12 @@ def responses(task: Task, rollout: Rollout, rows: list[EncodedExample], texts: T
     return [[response(t, row.example.answer, cut) for t, cut in zip(g, cuts, strict=True)] for g, row, cuts in groups]
 
 
+def grader_pool(c: Config) -> Pool:
+    """A pool for the config's graders, also those of reward.file."""
+    e = c.eval
+    return Pool(e.grader_workers, e.grader_seconds, unsafe_code=e.unsafe_code, table=grader_table(c.reward.file))
+
+
 def host_rewards(
     task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExample], texts: Texts | None
 ) -> HostRewards:
@@ -89,11 +97,9 @@ def host_rewards(
     failures = pool.failures
 
     def marks(name: str) -> np.ndarray:
-        flat = [a for group in answers for a in group]
-        goals = [graders.reference_of(name, row.example, pool.table) for row in rows for _ in range(size)]
-        graded = np.asarray([-1 if m is None else m for m in pool.grade(name, goals, flat)]).reshape(failed.shape)
-        failed[:] |= graded < 0
-        return (graded > 0).astype(np.float32)
+        graded = np.asarray(pool.grade_groups(name, [row.example for row in rows], answers), np.float32)
+        failed[:] |= np.isnan(graded)  # None
+        return np.nan_to_num(graded)
 
     def outcome(name: str) -> list[list[bool | None]]:
         grade = OUTCOMES[name]

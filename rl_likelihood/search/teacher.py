@@ -70,10 +70,9 @@ def chosen(f: Finder, part: list[int], replies: list[list[Reply]], pool: Pool | 
         limit = f.task.config.sampler.max_chain
         return [_likeliest(group, values, limit) for group, values in zip(replies, scores, strict=True)]
     grader = f.task.config.eval.grader
-    pairs = [(i, reply) for i, group in zip(part, replies, strict=True) for reply in group]
-    references = [graders.reference_of(grader, f.task.train[i].example, pool.table) for i, _ in pairs]
-    marks = iter(pool.grade(grader, references, [answer for _, (_, answer) in pairs]))
-    return [_first_right(group, [next(marks) for _ in group]) for group in replies]
+    answers = [[answer for _, answer in group] for group in replies]
+    marks = pool.grade_groups(grader, [f.task.train[i].example for i in part], answers)
+    return [_first_right(group, own) for group, own in zip(replies, marks, strict=True)]
 
 
 def _first_right(group: list[Reply], marks: list[bool | None]) -> tuple[Reply | None, str]:

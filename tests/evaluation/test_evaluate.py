@@ -14,7 +14,7 @@ import pytest
 
 from rl_likelihood.config import build
 from rl_likelihood.evaluation import statistics
-from rl_likelihood.evaluation.evaluate import Evaluation, _marks, _scores, tokens_before_tags, votes
+from rl_likelihood.evaluation.evaluate import Evaluation, _scores, tokens_before_tags, votes
 from rl_likelihood.grading.graders import extract_answer
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.model import splash
@@ -160,13 +160,12 @@ def test_votes_join_equal_numbers_and_equal_texts():
 @isolated
 def test_a_grader_that_needs_more_than_the_answer_gets_it():
     """HumanEval's reference is scored, its tests grade."""
-    task, _ = task_of(eval__grader="code_tests")
+    task, _ = task_of()
     program = {"prompt": "def f():\n", "test": "def check(f):\n    assert f() == 5", "entry_point": "f"}
-    row = task.heldout[0]
-    row = dataclasses.replace(row, example=dataclasses.replace(row.example, check=json.dumps(program)))
+    example = dataclasses.replace(task.heldout[0].example, check=json.dumps(program))
     with Pool() as pool:
-        answers = ["    return 5", row.example.answer, None]
-        assert _marks(task, pool, [row], [answers]) == [[True, False, False]]
+        answers = ["    return 5", example.answer, None]
+        assert pool.grade_groups("code_tests", [example], [answers]) == [[True, False, False]]
 
 
 # ------------------------------------------------------------------------------------------- the same numbers
