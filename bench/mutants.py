@@ -265,13 +265,11 @@ MUTANTS = [
     ),
     Mutant(
         "runtime/disk.py",
-        "marked + cfg.keep + cfg.best + writing",
-        "marked + cfg.keep + cfg.best",
+        "marked + t.keep_checkpoints + best + writing",
+        "marked + t.keep_checkpoints + best",
         "runtime/test_disk.py -k at_one_time",
     ),
-    Mutant(
-        "runtime/disk.py", "math.lcm(cfg.every, cfg.keep_every)", "cfg.keep_every", "runtime/test_disk.py -k one_time"
-    ),
+    Mutant("runtime/disk.py", "math.lcm(every, t.keep_every)", "t.keep_every", "runtime/test_disk.py -k one_time"),
     # the run's data
     Mutant("datasets/questions.py", "key=hash_of)", "key=lambda k: groups[k][0].id)", f"{OWN_FILES} -k do_not_move"),
     Mutant(
@@ -296,7 +294,9 @@ MUTANTS = [
     Mutant("grading/names.py", "simple and len(set(terms)) == len(terms)", "simple", ANSWERS),
     Mutant("grading/names.py", "answers and names != sorted(names)", "False", ANSWERS),
     Mutant("grading/text.py", "if _STATED.search(m[0]) else None", "", CHOICES),
-    Mutant("grading/text.py", "goal / 100 == given if goal_percent else", "goal / 100 == given or", CHOICES),
+    Mutant(
+        "grading/text.py", "(value, 100 * value) if goal_percent else (value", "(value, 100 * value, value", CHOICES
+    ),
     Mutant(
         "grading/countdown.py",
         "given[0] == target and sorted(given[1]) == sorted(numbers)",

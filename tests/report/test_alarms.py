@@ -258,7 +258,15 @@ def test_every_remedy_is_a_field_and_a_value_that_exist():
 
 def test_which_rewards_alarms_are_for():
     named = lambda flag: {name for name, reward in REWARDS.items() if getattr(reward, flag)}
-    of_tokens = {"weighted_log_prob", "weighted_avg_prob", "nrt", "r3", "log_prob_any", "option_prob"}
+    of_tokens = {
+        "weighted_log_prob",
+        "weighted_avg_prob",
+        "nrt",
+        "r3",
+        "log_prob_any",
+        "option_prob",
+        "likelihood_gain",
+    }
     assert named("floored") == {*OBJECTIVES, *of_tokens, "rlpr", "cer", "vr_cli"}
     assert named("underflows") == {"prob", "cer"}
     assert named("judges_alone") == {"judge", "reward_model", "rubric", "adversarial"}
