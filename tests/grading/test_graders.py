@@ -143,7 +143,7 @@ def test_numeric_match():
         ("50", "50%", True), ("50%", "50", True), ("50%", "0.5", True), ("0.5", "50%", True), ("0.5", r"50\%", True),
         ("50%", "50 %", True), (r"\boxed{50\%}", "1/2", True),
         ("50", "0.5", False), ("0.5", "50", False), ("50%", "5000%", False), ("50%", "0.5%", False),
-        ("50%", "5000", False), ("50", "50%%", False),
+        ("50%", "5000", False), ("50%", "0.005", False), ("50", "50%%", False),
     ],
 )  # fmt: skip
 def test_numeric_in_boxes_and_dollars_and_per_cent(reference, answer, right):
