@@ -62,8 +62,8 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     say(f"data     {task.data_line}")
     say(f"prompt   {c.prompt.examples} worked examples, at most {c.prompt.max_prompt} tokens")
     say(f"reward   {reward_words(c)}")
-    if c.reward.judged == "reward_model" and (Path(c.judge.model) / RM_EVAL).is_file():
-        say(f"judge    {accuracy_words(Path(c.judge.model) / RM_EVAL)}")
+    if c.reward.judged == "reward_model" and (known := accuracy_words(Path(c.judge.model) / RM_EVAL)):
+        say(f"judge    {known}")
     if c.loss.kl == "k1":
         say("warning: loss.kl=k1 has no gradient in expectation; use k2, k3 or reward_k1")
     say(scored_line(c))
@@ -88,8 +88,13 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
 
 
 def accuracy_words(file: Path) -> str:
-    """What the last evaluation of a reward model found, beside what the length of an answer alone gets."""
-    last = [row for row in run_files.read(file) if "pair_accuracy" in row][-1]  # best_of writes other lines
+    """What the last evaluation of a reward model found, beside what the length of an answer alone gets; "" if it was
+    never evaluated."""
+    rows = run_files.read(file) if file.is_file() else []
+    evaluations = [row for row in rows if "pair_accuracy" in row]  # best_of writes other lines
+    if not evaluations:
+        return ""
+    last = evaluations[-1]
     shown = ("pair_accuracy", "length_only_pair_accuracy", "accuracy_when_shorter")
     return ", ".join(f"{name} {last[name]:.1%}" for name in shown if name in last) + f" ({file})"
 

@@ -99,6 +99,9 @@ def test_the_announced_micro_batch_is_the_packed_step_s():
 def test_a_reward_model_s_accuracies_stand_beside_length_alone(tmp_path):
     """Of the last evaluation; --best_of writes other lines into the same file."""
     accuracies = {"pair_accuracy": 0.654, "length_only_pair_accuracy": 0.57, "accuracy_when_shorter": 0.538}
+    assert accuracy_words(tmp_path / "rm_eval.jsonl") == ""
+    run_files.append(tmp_path / "rm_eval.jsonl", {"step": 200, "best_of": []})
+    assert accuracy_words(tmp_path / "rm_eval.jsonl") == ""
     for line in ({"step": 0, "pair_accuracy": 0.5}, {"step": 200, **accuracies}, {"step": 200, "best_of": []}):
         run_files.append(tmp_path / "rm_eval.jsonl", line)
     line = accuracy_words(tmp_path / "rm_eval.jsonl")
