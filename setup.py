@@ -82,7 +82,6 @@ setup(
         "gpu": ["jax[cuda12]>=0.10,<0.11"],
         "data": ["pyzipper>=0.3.6,<0.5"],  # TeleQnA's encrypted zip
         "writing": ["pronouncing>=0.3,<0.4"],  # rhymes and syllables of verse, by the CMU dictionary
-        "hub": ["huggingface_hub>=1.31,<3"],  # data.prepare --source=hf:owner/name
         # experiments/lm_eval_task.py, in an environment of its own and without constraints.txt: it brings torch and 40
         # packages, one of which wants an older python-dateutil.
         "harness": ["lm-eval[hf]>=0.4.13,<0.5"],

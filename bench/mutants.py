@@ -168,7 +168,7 @@ MUTANTS = [
         "rewards/group_filter.py",
         "jnp.asarray(step) >= cfg.start",
         "jnp.asarray(step) > cfg.start",
-        "rewards/test_shaping.py",
+        "rewards/test_group_filter.py",
     ),
     Mutant(
         "rewards/intrinsic.py",

@@ -97,7 +97,7 @@ def measured(compare: Compare, a: dict[str, Answered], b: dict[str, Answered]) -
     judge = calibrate(compare, [x._replace(reference=x.reference or y.reference) for x, y in pairs])
     for name, loser in LOSERS.items():
         found, (low, high) = judge[name], judge[name]["ci95"]
-        if low <= 0.5:
+        if not low > 0.5:  # also for NaN
             cut = f"{found['cut']} comparisons had a cut answer, so raise --max_row, or " if found["cut"] else ""
             refusal = (
                 f"no win rate: the judge prefers a reference answer to {loser} in {100 * found['accuracy']:.1f} % "

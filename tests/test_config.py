@@ -64,7 +64,7 @@ REFUSED = [
     ({"optim__name": "adafactor", "optim__momentum_dtype": "bfloat16"}, ["optim.momentum_dtype is 'bfloat16'"]),
     ({"optim__name": "sgd", "optim__b2": 0.9}, ["optim.b2 is 0.9", "'sgd'", "leave it at 0.999"]),
     ({"reward__floor": 5.0}, ["reward.floor is 5.0", "below 0"]),
-    ({"reward__name": "sft", "loss__answer_term": 0.0}, ["loss.answer_term is 0.0", "only term"]),
+    ({"reward__name": "sft", "loss__answer_term": 0.0}, ["loss.answer_term is 0.0", "this term alone"]),
     ({"eval__max_sampled_answer": 3}, ["eval.max_sampled_answer is 3", "prompt.max_answer = 10"]),
     ({"loss__kl": "k4"}, ["loss.kl is 'k4'", "k2, k3"]),
     ({"adversarial__reward": "airl"}, ["adversarial.reward is 'airl'; use gan, which is AIRL's reward"]),

@@ -13,7 +13,7 @@ RESERVATION="${RESERVATION:-}"            # of PRICING=reserved on GKE, for jobs
 QUEUED="${QUEUED:-1}"                     # 1: wait in the queue for the slice; 0: take it now or fail
 POLL="${POLL:-30}"                        # seconds between looks at the slice
 COMMIT="${COMMIT:-HEAD}"                  # what of this repository the workers get
-EXTRAS="${EXTRAS:-}"                      # what they install besides tpu, such as hub,ray (setup.py lists all)
+EXTRAS="${EXTRAS:-}"                      # what they install besides tpu, such as judge,ray (setup.py lists all)
 SECRETS="${SECRETS:-}"                    # file here of lines NAME=VALUE, such as WANDB_API_KEY=...; for commands there
 REMOTE_DIR="${REMOTE_DIR:-rl_likelihood}" # folder on the workers, under the home folder
 NFS="${NFS:-}"                            # HOST:/SHARE mounted on all workers as ~/share, for workdirs; or nothing

@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 need PROJECT ZONE
-[[ -z "$EXTRAS" || "$EXTRAS" =~ ^[a-z]+(,[a-z]+)*$ ]] || refuse "EXTRAS is '$EXTRAS'; it must be names with commas, such as hub,ray"
+[[ -z "$EXTRAS" || "$EXTRAS" =~ ^[a-z]+(,[a-z]+)*$ ]] || refuse "EXTRAS is '$EXTRAS'; it must be names with commas, such as judge,ray"
 extras="$(grep -oE '^ *"[a-z]+": \[' "$HERE/../setup.py" | tr -d ' ":[' | paste -sd ' ')"
 for extra in ${EXTRAS//,/ }; do
   [[ " $extras " == *" $extra "* ]] || refuse "EXTRAS has '$extra'; setup.py has these extras: $extras"

@@ -146,8 +146,9 @@ def validate_conversation(c: Config) -> None:
     allowed |= {"warm_start.chains": ["given"]} if c.warm_start.steps else {}
     allowed |= {"reward.sft_chain": ["both"]} if c.reward.supervised else {}
     refuse_others(c, f"env.name = {c.env.name!r}", allowed)
-    if c.env.credit == "turn":  # groups with equal rewards teach too
-        refuse_others(c, "env.credit = 'turn'", {"loss.advantage": ["loo", "mean"], "filter.mode": ["none"]})
+    if c.env.credit == "turn":
+        refuse_others(c, "env.credit = 'turn'", {"loss.advantage": ["loo", "mean"]})
+        refuse_others(c, "env.credit = 'turn', where groups with equal rewards teach too,", {"filter.mode": ["none"]})
         if c.sampler.max_turns < 2:
             raise UserError(
                 f"sampler.max_turns is {c.sampler.max_turns}, but with env.credit = 'turn' it must be at least 2"
@@ -245,7 +246,7 @@ def validate_reward(c: Config) -> None:
             f"reward.vote_train is {r.vote_train}; set 0, or from 2 to sampler.group_size = {c.sampler.group_size}"
         )
     if r.supervised:
-        refuse_others(c, "reward.name = 'sft', whose only term it is,", {"loss.answer_term": [1]})
+        refuse_others(c, "reward.name = 'sft', which trains by this term alone,", {"loss.answer_term": [1]})
         return
     if not (any(t.weight for t in r.terms) or c.posterior.distill):
         raise UserError(f"reward.name is {name!r}, whose weights are 0, so nothing trains; give a term a weight")

@@ -212,12 +212,8 @@ def from_hub(address: str, by_hand: str) -> str:
     parts = address.removeprefix("hf:").strip("/").split("/")
     if len(parts) < 2 or not all(parts) or ".." in parts:
         raise UserError(f"{address!r} names no data set of the hub; write hf:owner/name or hf:owner/name/folder")
-    try:
-        import huggingface_hub
-    except ImportError as e:
-        raise UserError(
-            f"{address} needs the package huggingface_hub; run pip install -c constraints.txt -e '.[hub]', or {by_hand}"
-        ) from e
+    import huggingface_hub  # slow to import
+
     name, _, revision = parts[1].partition("@")
     repository, below = f"{parts[0]}/{name}", "/".join(parts[2:])
     patterns = [f"{below}/*{suffix}*" if below else f"*{suffix}*" for suffix in (*SUFFIXES, *ARCHIVES)]

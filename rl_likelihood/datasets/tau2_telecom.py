@@ -15,7 +15,6 @@ from typing import NamedTuple
 from rl_likelihood.datasets.common import DataSet, Location, Row
 from rl_likelihood.envs import telecom
 from rl_likelihood.envs.calls import text_of
-from rl_likelihood.envs.telecom import system_prompt
 from rl_likelihood.envs.telecom_expert import solve
 from rl_likelihood.envs.telecom_state import World, make_world, read_toml
 from rl_likelihood.envs.tools import Call
@@ -125,7 +124,7 @@ def records(build: Build, base_only: bool) -> Reader:
 def parse(record: dict, location: Location) -> Row:
     task, turn = record["task"], record["turn"]
     at_once = turn.answer.startswith("[")
-    system = system_prompt("compact", "json", at_once=at_once)
+    system = telecom.system_prompt("compact", "json", at_once=at_once)
     prompt = question(system, task, turn, _ALL if at_once else _NEXT)
     name = f"{task.id} {record['number']}"
     extra = {"task": task.id, "issue": task.issue, "turn": record["number"]}

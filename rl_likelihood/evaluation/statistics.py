@@ -161,7 +161,6 @@ def _pass_all(right: np.ndarray, k: int) -> float:
 
 
 def _of_samples(records: Sequence[Record], m: int) -> Columns:
-
     def of(name: str) -> np.ndarray:
         return _array([[s.get(name) for s in r["samples"]] for r in records])
 

@@ -15,7 +15,7 @@ ROUNDS = 60  # of Newton's method, which needs about ten
 LARGEST = 30.0  # of a coefficient: data that a rule separates would move it to infinity
 SMALL = 1e-6  # penalty on the coefficient of length, for such data
 TIE = 1e-9  # a preference so near one half is none
-Z = 1.959964  # standard deviations in half of a 95 % interval
+Z = 1.959964  # the quantile of the normal distribution for a 95 % interval
 
 Numbers: TypeAlias = np.ndarray  # [n]
 

@@ -44,8 +44,10 @@ def in_parts(run: Callable[[Params, Any], Any], model: ModelConfig, params: Para
 
 
 def accumulate(micro_batch: Callable, model: ModelConfig, trained: tuple, parts: Any) -> tuple[tuple, Any]:
-    """(the sum of the gradients of micro-batches, their other results [k, ...]). `micro_batch(trained, part)` gives
-    both. `trained`: the model's parameters, then others, such as a value head.
+    """(the sum of the gradients of micro-batches, their other results [k, ...]).
+
+    `micro_batch(trained, part)` returns (gradients, other results). `trained`: the model's parameters, then others,
+    such as a value head.
     """
     layers = (*unstacked(model, trained[0]), *trained[1:])
 

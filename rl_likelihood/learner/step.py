@@ -298,22 +298,22 @@ def make_step(
     `state` is donated. With LoRA its parameters are the adapters. `ref_params` comes from `init_reference`; without a
     reference model the program has no second forward. The shapes of `batch` decide how groups are split over the mesh.
     A `judge` reads `batch.judged`. Its `JudgeParams` are then a fourth argument, sharded by `judge_shardings`. A critic
-    is updated before the policy.
+    takes the judge's place; it is updated before the policy.
     """
 
     def step(state: TrainState, ref_params: Params | None, batch: Batch, judge_params: JudgeParams | None = None):
-        size, critic_state, second = prompts_per_forward(batch, cfg), None, {}
+        size, critic_state, judged = prompts_per_forward(batch, cfg), None, {}
         if judge is not None:
-            batch, second["judge/failures"] = judge_batch(judge_params, judge, batch, size)
-        if cfg.critic is not None:
-            critic_state, batch, second = update_critic(state.critic, batch, model, cfg.critic, size)
+            batch, judged["judge/failures"] = judge_batch(judge_params, judge, batch, size)
+        elif cfg.critic is not None:
+            critic_state, batch, judged = update_critic(state.critic, batch, model, cfg.critic, size)
         models = models_of(state, ref_params, cfg)
         batch, filter_state = filtered(state, models, batch, model, cfg)
         grads, sums, per_row = gradients(state.params, models, batch, model, cfg)
         with jax.named_scope("update"):  # the name that runtime/profile.py looks for
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        out = measures.metrics(sums, per_row, batch) | {"grad/norm": optax.tree.norm(grads)} | second
+        out = measures.metrics(sums, per_row, batch) | {"grad/norm": optax.tree.norm(grads)} | judged
         next_state = TrainState(
             step=state.step + 1,
             params=params,

@@ -31,7 +31,7 @@ def log_prob_any(alternatives_logp: Float[AnyArray, "P G B"], alternatives: Alte
     """mean_i log sum_k exp(l_ik), where k runs over the reference answer (whose log-probs f gets as its argument) and
     the `alternatives`.
 
-    `others`: log-probs (nats) of the alternatives' tokens after each chain, differentiable.
+    `alternatives_logp`: log-probs (nats) of the alternatives' tokens after each chain, differentiable.
     """
     present = _present(alternatives)
 

@@ -51,7 +51,7 @@ def format(text: str, tags: Tags) -> float:
 
 
 def format_open_r1(text: str, tags: Tags) -> float:
-    """open-r1's stricter rule, with each tag on its own line: 1 if the text starts with a match of this pattern.
+    """1 if the text matches open-r1's stricter rule, with each tag on its own line: it starts with this pattern.
 
         ^<think>\\n.*?\\n</think>\\n<answer>\\n.*?\\n</answer>$        (. any character, $ the end of any line)
 

@@ -64,7 +64,7 @@ def _sum_to_length(weights: Array, observation: Observation) -> Array:
 def weighted_log_prob(observation: Observation, cfg: RewardConfig) -> Objective:
     """sum_t w_t log p_t, with the weights of reward.token_weights, scaled to mean 1."""
     weights = _sum_to_length(_token_weights(observation, cfg.token_weights), observation)
-    return weighted.weighted(jnp.asarray, weights, jnp.zeros_like(weights[:, 0]))
+    return weighted.weighted(weighted.log_probability, weights, jnp.zeros_like(weights[:, 0]))
 
 
 def weighted_avg_prob(observation: Observation, cfg: RewardConfig) -> Objective:
@@ -84,14 +84,14 @@ def r3(observation: Observation, cfg: RewardConfig) -> Objective:
     """sum_t w_t (log p_t - its value without a chain), with weights of mean 1 from the spread over the other rows."""
     base, answer_mask = _without_chain(observation)
     weights = _sum_to_length(_token_weights(observation, "spread"), observation)
-    return weighted.weighted(jnp.asarray, weights, jnp.where(answer_mask, base, 0.0))
+    return weighted.weighted(weighted.log_probability, weights, jnp.where(answer_mask, base, 0.0))
 
 
 def likelihood_gain(observation: Observation, cfg: RewardConfig) -> Objective:
     """Mean over the tokens of (log p_t - its value without a chain)."""
     base, answer_mask = _without_chain(observation)
     equal = weighted.shares(jnp.ones_like(base), answer_mask)[:, None]
-    gain = weighted.weighted(jnp.asarray, equal, jnp.where(answer_mask, base, 0.0))
+    gain = weighted.weighted(weighted.log_probability, equal, jnp.where(answer_mask, base, 0.0))
     return dataclasses.replace(gain, weights=None)  # samples show weights only where they differ
 
 
@@ -240,7 +240,7 @@ REWARDS: dict[str, Reward] = {
     "environment": Reward(environment, "host", environment.__doc__, ("chain",), needs=("conversation",)),
     "calls_f1": Reward(calls_f1, "host", calls_f1.__doc__, ("chain", "reference"), needs=("conversation",)),
     "format": Reward(rules.format, "text", rules.format.__doc__, ("chain",), binary=True),
-    "format_open_r1": Reward(rules.format_open_r1, "text", rules.format_open_r1.__doc__, ("chain",), binary=True),
+    "format_open_r1": Reward(rules.format_open_r1, "text", "1 if each tag is on its own line", ("chain",), binary=True),
     "tag_count": Reward(rules.tag_count, "text", rules.tag_count.__doc__, ("chain",)),
     # A second model that reads question and sampled answer.
     "judge": Reward(None, "judge", "P(yes) of judge.model, asked whether the answer is correct.", _SAMPLED),
@@ -252,7 +252,7 @@ REWARDS: dict[str, Reward] = {
     # Shaping: give these a weight.
     "length": Reward(length, "step", length.__doc__, ("chain",)),
     "overlong": Reward(overlong, "step", overlong.__doc__, ("chain",)),
-    "repetition": Reward(rules.repetition, "text", rules.repetition.__doc__, ("chain",)),
+    "repetition": Reward(rules.repetition, "text", "-1 if ten words occur ten times", ("chain",)),
 }
 
 

@@ -40,6 +40,8 @@ from rl_likelihood.shapes import AnyArray
 Tokens = Float[Array, "P G A"]
 OfTokens = Callable[[Float[AnyArray, "..."]], Float[Array, "..."]]
 
+log_probability = jnp.asarray  # the score of a token is its log-prob itself
+
 
 def answers_first(
     logp: LogProbs, mask: TokenMask, width: int = 0

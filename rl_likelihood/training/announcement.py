@@ -70,7 +70,7 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     p, g = c.batch_prompts, 1 if c.reward.supervised else c.sampler.group_size
     micro_size = largest_forward(c, task.fmt, devices.learner)
     measured = c.train.micro_batch_prompts < 0  # the size is then printed after its measurement
-    # Without padding. Where the step chooses the size, shorter chains give larger micro-batches.
+    # With packing the step chooses the size: shorter chains give larger micro-batches.
     least = "at least " * (c.train.packing and not c.train.micro_batch_prompts and micro_size < p)
     micro = "" if measured else f", micro-batches of {least}{micro_size} prompt{'s' * (micro_size > 1)}"
     schedule = f"{c.optim.name}, lr {c.optim.lr:g} {c.optim.schedule}"

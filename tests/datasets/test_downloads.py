@@ -48,12 +48,6 @@ def test_a_download_says_how_much_is_there(tmp_path, monkeypatch):
     assert said.getvalue().startswith(f"fetching {address}/train.jsonl (6.0 MB)\n")
 
 
-def test_a_missing_hub_library_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"hf:a/b .* pip install -c constraints.txt -e '\.\[hub\]'.*FILE"):
-        files.from_hub("hf:a/b", "give FILE")
-
-
 def test_a_data_set_of_the_hub_is_a_source(tmp_path, monkeypatch):
     """What their library is asked for, and what becomes of the folder that it answers with."""
     main, other = (gsm8k(tmp_path / "snapshot" / name) for name in ("main", "socratic"))

@@ -80,7 +80,7 @@ def test_the_accuracy_of_a_judge_and_its_interval():
     always_first = winrate.accuracy(np.full(40, 0.9), np.full(40, 0.9))
     assert always_first["accuracy"] == 0.5 and always_first["ci95"][0] < 0.5
     slight = np.where(np.arange(40) < 24, 0.8, 0.2)
-    # Wilson's interval of 24 of 40, by hand.
+    # Wilson's interval of 24 of 40, by hand: not above chance.
     assert winrate.accuracy(slight, 1 - slight)["ci95"] == pytest.approx([0.4460, 0.7365], abs=1e-4)
 
 

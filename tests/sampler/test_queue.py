@@ -13,7 +13,7 @@ import pytest
 from flax.serialization import msgpack_serialize
 
 from rl_likelihood.sampler.queue import Closed, RolloutQueue, WeightBox, from_bytes, start_sampler, to_bytes
-from rl_likelihood.shapes import Prompts, Rollout
+from rl_likelihood.shapes import Outcomes, Prompts, Rollout
 
 SOON = 10.0  # seconds after which something hangs
 
@@ -245,6 +245,8 @@ def test_rollouts_are_stored_whole_and_those_of_an_older_program_are_sampled_aga
     prompts = Prompts(ids, length, ids, length, scored, length, common=2)
     wide, logp = ids[:, None], -np.arange(6, dtype=np.float32).reshape(2, 1, 3)
     waiting = [Rollout(prompts, wide, wide, logp, scored[:, :1], number, number + 1, 0.25) for number in (11, 3)]
+    of_turns = Outcomes(*[logp[..., 0]] * 3, *[wide[..., 0]] * 3, scored[:, :1])
+    waiting[1] = waiting[1].replace(outcomes=of_turns)
     back = from_bytes(to_bytes(waiting))
     assert len(back) == 2 and from_bytes(to_bytes([])) == []
     for one, other in zip(waiting, back, strict=True):

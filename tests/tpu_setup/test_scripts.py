@@ -72,7 +72,7 @@ def test_setup_sends_the_commit_and_makes_the_environment_on_all_workers(tmp_pat
     if not commit:
         pytest.skip("not a git checkout")
     archive, send, make, check = commands(
-        script("setup.sh", **CLOUD, TMPDIR=str(tmp_path), NFS="10.0.0.2:/share", EXTRAS="hub,ray")
+        script("setup.sh", **CLOUD, TMPDIR=str(tmp_path), NFS="10.0.0.2:/share", EXTRAS="judge,ray")
     )
     file = f"{tmp_path}/rl_likelihood-{commit[:12]}.tar.gz"
     assert archive == [*git, "archive", "--format=tar.gz", "--prefix=rl_likelihood/", f"--output={file}", commit]
@@ -80,7 +80,7 @@ def test_setup_sends_the_commit_and_makes_the_environment_on_all_workers(tmp_pat
     ssh = [*gcloud("tpu-vm ssh rl-likelihood"), *WHERE, "--worker=all"]
     assert make[:-1] == check[:-1] == ssh
     assert make[-1].startswith("--command=tar -xzf code.tar.gz && ") and commit in make[-1]
-    assert make[-1].endswith("NFS='10.0.0.2:/share' EXTRAS='hub,ray' bash rl_likelihood/tpu_setup/worker.sh setup")
+    assert make[-1].endswith("NFS='10.0.0.2:/share' EXTRAS='judge,ray' bash rl_likelihood/tpu_setup/worker.sh setup")
     assert "jax.device_count()" in check[-1]
     assert not list(tmp_path.iterdir())  # nothing was done
 
@@ -189,8 +189,8 @@ def test_help_is_the_comment_at_the_head_and_nothing_is_done(name):
         ("create.sh", [], {**CLOUD, "PRICING": "cheap"}, ["cheap", "spot, on-demand or reserved"]),
         ("setup.sh", [], {**CLOUD, "COMMIT": "nowhere"}, ["nowhere", "no commit"]),
         ("setup.sh", [], {**CLOUD, "NFS": "gs://bucket"}, ["NFS is 'gs://bucket'", "HOST:/SHARE"]),
-        ("setup.sh", [], {**CLOUD, "EXTRAS": "math; rm"}, ["EXTRAS", "hub,ray"]),
-        ("setup.sh", [], {**CLOUD, "EXTRAS": "hub,mth"}, ["EXTRAS has 'mth'", "setup.py", "hub", "ray", "tpu"]),
+        ("setup.sh", [], {**CLOUD, "EXTRAS": "math; rm"}, ["EXTRAS", "judge,ray"]),
+        ("setup.sh", [], {**CLOUD, "EXTRAS": "ray,mth"}, ["EXTRAS has 'mth'", "setup.py", "ray", "tpu"]),
         ("setup.sh", [], {**CLOUD, "SECRETS": "/nowhere"}, ["SECRETS is '/nowhere'"]),
         ("setup.sh", [], {**CLOUD, "NFS": "h:/it's"}, ["NFS is 'h:/it's'", "HOST:/SHARE"]),
         ("copy.sh", ["/tmp"], {**CLOUD, "NFS": "share"}, ["NFS is 'share'"]),
