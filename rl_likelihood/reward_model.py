@@ -113,8 +113,9 @@ def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:
     judge = local_judge(*described)
     judged_text.refuse_long(judge.reader, [question_of(row.example) for row in task.heldout])
     proxy, gold, answered, cut = [], [], [], 0
-    with grader_pool(c) as pool:
-        for rows, answers in policy_answers(task, params, devices, task.heldout[: c.eval.prompts], count):
+    asked = task.heldout[: c.eval.prompts]
+    with grader_pool(c) as pool, Progress("answered", len(asked), "questions", say) as progress:
+        for rows, answers in policy_answers(task, params, devices, asked, count):
             questions = [question_of(r.example) for r in rows]
             scored = judge(questions, [[(a,) for a in group] for group in answers])
             proxy.append(scored.values)
@@ -122,6 +123,7 @@ def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:
             answered += [a is not None for group in answers for a in group]
             marks = pool.grade_groups(c.eval.grader, [r.example for r in rows], answers)
             gold.append(np.asarray(marks, float))  # None is NaN
+            progress.advance(len(rows))
     graded = np.isfinite(np.concatenate(gold)).all(1)
     if not graded.any():
         raise UserError(f"eval.grader is {c.eval.grader!r}, which failed on every question; choose another")
