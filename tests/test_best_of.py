@@ -1,5 +1,6 @@
 """--best_of with the settings of configs/reward_model.py: long options fit, and the gold can be reached."""
 
+import itertools
 import json
 import shutil
 
@@ -12,6 +13,7 @@ from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets import DATASETS
 from rl_likelihood.datasets.prepare import prepare
+from rl_likelihood.grading import graders
 from rl_likelihood.grading.graders import GRADERS, reference_of
 from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.reward_model import best_of
@@ -72,3 +74,10 @@ def test_a_grader_of_the_users_own_marks_the_answers(reward_model, tmp_path):
     )
     c = small_config(reward__file=str(file), eval__grader="silent", eval__prompts=2, model__preset="nano")
     assert [row["gold"] for row in best_of(build(c), reward_model, 2)["best_of"]] == [1.0, 1.0]
+
+
+def test_the_share_of_replies_with_an_answer(reward_model, monkeypatch):
+    answers = itertools.cycle(["1", None, None])
+    monkeypatch.setattr(graders, "extract_answer", lambda text, fmt: next(answers))
+    c = build(small_config(eval__prompts=3, eval__batch_prompts=3, model__preset="nano"))
+    assert best_of(c, reward_model, 4)["answered"] == pytest.approx(1 / 3)

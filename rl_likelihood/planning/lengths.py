@@ -26,8 +26,11 @@ def lengths_of(batch: Batch, mean: int) -> Int[np.ndarray, "P G"]:
 
 def packed(batch: Batch, mean: int, cfg: StepConfig, shared: bool) -> Batch:
     """The batch of shapes as a run packs it if its rows have `lengths_of` tokens, as shapes, for the mesh in use.
-    `shared` as for `pack`."""
+    Alternative answers have their full length. `shared` as for `pack`."""
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch.replace(packing=None))
     real = np.arange(batch.completion.shape[-1]) < lengths_of(batch, mean)[..., None]
-    run = pack(zeros.replace(segment=np.where(real, CHAIN, PAD)), cfg, shared)
+    rows = zeros.replace(segment=np.where(real, CHAIN, PAD))
+    if (alternatives := rows.alternatives) is not None:
+        rows = rows.replace(alternatives=alternatives.replace(answer=np.ones_like(alternatives.answer)))
+    run = pack(rows, cfg, shared)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), run)

@@ -43,12 +43,14 @@ def controls(f: Finder, chains: dict[int, str], ended: dict[int, Ended]) -> dict
             searches["another answer"] = find(f, chains, Variant("another answer", limit, shift=1))
         searches["copying allowed"] = find(f, chains, Variant("copying allowed", math.inf))
     table = {name: row(f, ended_searches) for name, ended_searches in searches.items()}
+    last = {name: {i: s.search.chain for i, s in of_search.items()} for name, of_search in searches.items()}
     if f.task.config.reer.controls and f.task.config.reer.candidates:
         best = best_whole(f, chains, ended, limit)
-        nll = {i: (ended[i].nll_start, ended[i].nll_none, last) for i, (last, _) in best.items()}
-        table["whole chains"] = numbers(nll) | {"tokens": float(np.mean([n for _, n in best.values()]))}
+        nll = {i: (ended[i].nll_start, ended[i].nll_none, b.nll) for i, b in best.items()}
+        table["whole chains"] = numbers(nll) | {"tokens": float(np.mean([b.tokens for b in best.values()]))}
+        last["whole chains"] = {i: b.chain for i, b in best.items()}
     if f.other:
-        for name, scores in under_other(dataclasses.replace(f, task=f.other[0], params=f.other[1]), chains, searches):
+        for name, scores in under_other(dataclasses.replace(f, task=f.other[0], params=f.other[1]), chains, last):
             table[name] |= scores
     return table
 
@@ -76,16 +78,17 @@ def row(f: Finder, ended: dict[int, Ended]) -> dict[str, float]:
 
 
 def under_other(
-    f: Finder, chains: dict[int, str], searches: dict[str, dict[int, Ended]]
+    f: Finder, chains: dict[int, str], last_chains: dict[str, dict[int, str]]
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """(name, the NLL under the model of `f` after the first and the last chain, for the answer that the search used).
 
-    Means over the questions whose chains both fit this model, and the number of these questions.
+    `last_chains`: by the name of the search. Means over the questions whose chains both fit this model, and the number
+    of these questions.
     """
-    for name, ended in searches.items():
+    for name, last_of in last_chains.items():
 
-        def make(part: list[int], ended=ended, shift=int(name == "another answer")) -> list[dict[str, Any]]:
-            pairs = [[chains[i], ended[i].search.chain] for i in part]
+        def make(part: list[int], last_of=last_of, shift=int(name == "another answer")) -> list[dict[str, Any]]:
+            pairs = [[chains[i], last_of[i]] for i in part]
             scores = np.asarray(score(f, [f.row(i, shift) for i in part], pairs))
             fits = np.isfinite(scores).all(-1)
             return [
@@ -93,7 +96,7 @@ def under_other(
                 for fit, (start, last) in zip(fits, scores.tolist(), strict=True)
             ]
 
-        lines = [x for x in f.each(f"{name}, another model", 0, ended, make).values() if x["other"] is not None]
+        lines = [x for x in f.each(f"{name}, another model", 0, last_of, make).values() if x["other"] is not None]
         means = {k: float(np.mean([x[k] for x in lines])) for k in ("other_start", "other") if lines}
         yield name, means | {"other_questions": len(lines)}
 

@@ -209,10 +209,16 @@ def _candidates(f: Finder, searches: dict[int, Search], variant: Variant, step: 
     return _scored(f, part, variant.shift, replies, groups, chains)
 
 
-def best_whole(
-    f: Finder, chains: dict[int, str], ended: dict[int, Ended], max_copied: float
-) -> dict[int, tuple[float, int]]:
-    """For each question the lowest NLL after its first chain and other whole chains, and their sampled tokens.
+class BestWhole(NamedTuple):
+    """The best of a question's first chain and other whole chains. `tokens`: the sampled tokens of the others."""
+
+    chain: str
+    nll: float
+    tokens: int
+
+
+def best_whole(f: Finder, chains: dict[int, str], ended: dict[int, Ended], max_copied: float) -> dict[int, BestWhole]:
+    """For each question the whole chain with the lowest NLL.
 
     Other chains are sampled until they have as many tokens as the question's search, or until there are MOST_WHOLE.
     """
@@ -223,17 +229,18 @@ def best_whole(
         whole = [[f.asks.chain_in(reply) for reply in group] for group in replies]
         return _scored(f, part, 0, replies, whole, [[text or None for text in group] for group in whole])
 
-    best, tokens = {i: ended[i].nll_start for i in chains}, dict.fromkeys(chains, 0)
+    best = {i: BestWhole(chain, ended[i].nll_start, 0) for i, chain in chains.items()}
     total = sum(ended[i].tokens > 0 for i in chains)
     with Progress("whole chains: sampled for", total, "questions", f.say) as progress:
         for step in range(1, MOST_WHOLE + 1):
-            active = [i for i in chains if tokens[i] < ended[i].tokens]
+            active = [i for i in chains if best[i].tokens < ended[i].tokens]
             lines = f.each("whole", step, active, make)
             for i in active:
-                tokens[i] += lines[i]["tokens"]
-                best[i] = min([best[i], *(o.nll for o in _offers(lines[i]) if o.copied <= max_copied)])
-            progress.advance(sum(tokens[i] >= ended[i].tokens for i in active))
-    return {i: (best[i], tokens[i]) for i in chains}
+                tokens = best[i].tokens + lines[i]["tokens"]
+                new = [BestWhole(o.text, o.nll, 0) for o in _offers(lines[i]) if o.copied <= max_copied]
+                best[i] = min([best[i], *new], key=lambda b: b.nll)._replace(tokens=tokens)
+            progress.advance(sum(best[i].tokens >= ended[i].tokens for i in active))
+    return best
 
 
 def _scored(

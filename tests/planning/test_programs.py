@@ -234,3 +234,14 @@ def test_a_plan_of_packed_rows_has_the_sizes_of_a_run_with_such_lengths():
     assert 0 < planned.packing.tokens < longest.batch.packing.tokens
     many = lengths.log_normal_lengths(np.random.default_rng(0), 100, 100, 300)
     assert many.mean() == pytest.approx(300, rel=0.02) and np.log(many).std() == pytest.approx(0.6, rel=0.02)
+
+
+@pytest.mark.parametrize("reward", ["log_prob_any", "option_prob"])
+def test_a_plan_of_packed_rows_has_tokens_of_alternative_answers(reward):
+    changes = {"sampler__group_size": 4, "sampler__max_chain": 200, "mesh__tensor": 1, "reward__name": reward}
+    settings = build(small_config(train__packing=True, **changes))
+    longest = Plan(settings, plan.model_shapes(settings), devices_of(settings, aot.target("cpu:2")), 2)
+    planned = longest._replace(mean_tokens=60).batch
+    tokens = lengths.lengths_of(longest.batch, 60) + planned.alternatives.tokens.shape[-1]
+    needed = tokens.sum(-1).max()  # each device has one prompt
+    assert needed <= planned.packing.tokens < 1.15 * needed

@@ -21,7 +21,7 @@ from rl_likelihood.search import reer
 from rl_likelihood.search.controls import text_of, under_other
 from rl_likelihood.search.folder import DROPPED, HELDOUT, row_of
 from rl_likelihood.search.proposer import Drawing, Length, asks_of, model_proposer, with_model
-from rl_likelihood.search.rounds import FILE, Ended, Finder, Journal, Variant, find, first_chains, score
+from rl_likelihood.search.rounds import FILE, Finder, Journal, Variant, find, first_chains, score
 from rl_likelihood.shapes import CHAIN, TAG, Example
 from rl_likelihood.task import load
 from rl_likelihood.training.warm_start import chains_to_learn
@@ -210,9 +210,8 @@ def test_chains_that_the_other_model_cannot_read_are_counted(tmp_path):
         g = stubbed(tmp_path, reer__other=str(folder))
         chains = {i: f"{long('x')}\n\n{long('y')}" for i in range(QUESTIONS)}
         g = dataclasses.replace(g, journal=Journal(folder), other=with_model(g.task, "reer.other", None))
-        ended = {i: Ended(reer.Search((chains[i],), 1.0), 1.0, 1.0, 0) for i in chains}
         asked = dataclasses.replace(g, task=g.other[0], params=g.other[1])
-        ((_, numbers),) = under_other(asked, chains, {"search": ended})
+        ((_, numbers),) = under_other(asked, chains, {"search": chains})
         assert numbers["other_questions"] == questions
 
 

@@ -1,13 +1,15 @@
 """The control "whole chains": as many sampled tokens as the search, and an end."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from rl_likelihood.reer import TABLE, search
 from rl_likelihood.search import reer
-from rl_likelihood.search.rounds import MOST_WHOLE, Ended, best_whole
+from rl_likelihood.search.rounds import MOST_WHOLE, Ended, best_whole, score
 from tests.search.test_rounds import QUESTIONS, stub, stubbed
 
 
@@ -44,5 +46,27 @@ def test_whole_chains_have_as_many_tokens_as_the_search(tmp_path):
 def test_whole_chains_end_at_their_maximum(tmp_path):
     f = stubbed(tmp_path, lambda asked, call, length: [["x"] for _ in asked])
     ended = {0: Ended(reer.Search(("x",), 1.0), 1.0, 2.0, tokens=10**6)}
-    assert best_whole(f, {0: "x"}, ended, 0.2) == {0: (1.0, MOST_WHOLE)}
+    assert best_whole(f, {0: "x"}, ended, 0.2) == {0: ("x", 1.0, MOST_WHOLE)}
     assert f.journal.of("whole", MOST_WHOLE) and not f.journal.of("whole", MOST_WHOLE + 1)
+
+
+def test_the_other_model_scores_the_best_whole_chains(tmp_path):
+    """A better whole chain for every question but one. Its other chains have markup, so its first chain is the best."""
+
+    def propose(asked, call, length):
+        groups = stub(asked, call, length)
+        return [["<|end|>"] if a.uid == 0 and call > 1 else group for a, group in zip(asked, groups, strict=True)]
+
+    f = stubbed(tmp_path, propose, reer__clip=20.0, reer__max_segments=1)
+    other = jax.tree.map(lambda x: np.asarray(x) * 3, f.params)
+    f = dataclasses.replace(f, other=(f.task, other))
+    search(f, tmp_path)
+    first = {i: line["chain"] for i, line in f.journal.of("first", 0).items()}
+    sampled = {i: line["offers"] for i, line in f.journal.of("whole", 1).items()}
+    assert all(nll < f.journal.of("search", 0)[i]["nll"] for i in sampled if i for _, nll, _ in sampled[i])
+    best = {i: sampled[i][0][0] if i else first[0] for i in first}
+    g = dataclasses.replace(f, params=other)
+    pairs = [score(g, [g.row(i)], [[first[i], best[i]]])[0] for i in first]
+    row = json.loads((tmp_path / TABLE).read_text())["whole chains"]
+    assert [row["other_start"], row["other"]] == pytest.approx(np.mean(pairs, 0), abs=1e-5)
+    assert row["other_questions"] == QUESTIONS
