@@ -40,6 +40,7 @@ import shutil
 from pathlib import Path
 
 from experiments.cpu_grid import NO_KL, NOT_FIRST
+from rl_likelihood.errors import UserError, exits
 from rl_likelihood.sweeps.grid import Overrides, chain, named, product, sweep
 
 DATA = "runs/writing_data"
@@ -104,22 +105,30 @@ NOVELS = ("Pride and Prejudice", "Sense and Sensibility", "Emma")  # in the orde
 
 def write_texts(folder: Path, to: Path) -> None:
     """The sonnets, and a file for each novel of Austen, in the folder `to`."""
+    sonnets, packed = folder / "sonnets.txt", folder / "austen.txt.gz"
+    austen = packed if packed.exists() else folder / "austen.txt"
+    for path in (sonnets, austen):
+        if not path.exists():
+            raise UserError(f"{path} is not there; set --texts to a folder with sonnets.txt and austen.txt")
+    data = gzip.decompress(packed.read_bytes()) if austen == packed else austen.read_bytes()
+    titles = [title.upper() for title in NOVELS]
+    _, *novels = re.split(rf"(?m)^(?=(?:{'|'.join(titles)})$)", data.decode())
+    if [novel.partition("\n")[0] for novel in novels] != titles:
+        raise UserError(f"{austen} must have each of these lines once, in this order: {', '.join(titles)}")
     (to / "novels").mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / "sonnets.txt", to / "sonnets.txt")
-    packed = folder / "austen.txt.gz"
-    data = gzip.decompress(packed.read_bytes()) if packed.exists() else (folder / "austen.txt").read_bytes()
-    titles = "|".join(title.upper() for title in NOVELS)
-    _, *novels = re.split(rf"(?m)^(?=(?:{titles})$)", data.decode())
+    shutil.copyfile(sonnets, to / "sonnets.txt")
     for title, novel in zip(NOVELS, novels, strict=True):
         (to / "novels" / f"{title.lower().replace(' ', '_')}.txt").write_text(novel)
     print(f"{to}: sonnets.txt and {len(novels)} novels")
 
 
-def main() -> None:
+@exits
+def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--texts", type=Path, required=True, help="folder with sonnets.txt and austen.txt")
     write_texts(arguments.parse_args().texts, Path(DATA))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -14,6 +14,7 @@ from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.architecture import ModelConfig, Spec, param_specs
 from rl_likelihood.model.rope import LinearScaling
+from rl_likelihood.progress import Progress
 from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Batch
 from rl_likelihood.tables import parse_reward
@@ -194,3 +195,20 @@ def reference_frequencies(cfg, local_theta=None):
             keep = (s.original_max_position / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
             out.append(keep * f + (1 - keep) * f / s.factor)
     return np.array(out)
+
+
+def kept_progress(monkeypatch, name):
+    """[(what, done when it began, done in the end, of how many)] of each later Progress of the module; it grows."""
+    kept = []
+
+    class Kept(Progress):
+        def __enter__(self):
+            self.began = self.done
+            return super().__enter__()
+
+        def __exit__(self, *error):
+            super().__exit__(*error)
+            kept.append((self.what, self.began, self.done, self.total))
+
+    monkeypatch.setattr(name, Kept)
+    return kept

@@ -24,7 +24,7 @@ from tests.evaluation.bigrams import saved, sharp
 from tests.runs import small_config
 from tests.search.test_rounds import stubbed
 from tests.servers import serving
-from tests.small import log_softmax, reference_logits
+from tests.small import kept_progress, log_softmax, reference_logits
 
 # What follows what in the replies of a local teacher.
 TEACHER = {
@@ -60,7 +60,7 @@ def rows_in(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_right_answers_are_taken_and_the_others_named(tmp_path):
+def test_right_answers_are_taken_and_the_others_named(tmp_path, monkeypatch):
     """Six questions: right at the second reply, wrong, without a chain, no text, two errors, an error and right."""
     examples = [row.example for row in load(config())[0].train]
     number = {e.prompt: i for i, e in enumerate(examples)}
@@ -76,7 +76,7 @@ def test_right_answers_are_taken_and_the_others_named(tmp_path):
             return
         handler.reply(200, said(replies[i] if i != 4 else right))
 
-    down = True
+    down, shown = True, kept_progress(monkeypatch, "rl_likelihood.distill.Progress")
     with serving(behave) as (url, requests):
         lines = []
         distill(dataclasses.replace(taught(tmp_path, url), say=lines.append), tmp_path)
@@ -89,6 +89,7 @@ def test_right_answers_are_taken_and_the_others_named(tmp_path):
         assert asked == 12
         distill(taught(tmp_path, url), tmp_path)  # only what failed is asked again
         assert len(requests) == asked + 3 and len(rows_in(tmp_path / DISTILL)) == 3
+    assert shown == [("asked the teacher", 0, 6, 6), ("asked the teacher", 4, 6, 6)]
 
 
 def test_half_of_a_surrogate_pair_is_a_failed_call(tmp_path):

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import experiments.reward_model
 from experiments.reward_model import Model, experts, letters, likelihoods, measure, pairs, table
 from rl_likelihood.data.judged_text import SCORE
 from rl_likelihood.data.pairs import Comparison
 from rl_likelihood.data.tokenizer import load_tokenizer
 from rl_likelihood.model.architecture import head_matrix
 from rl_likelihood.model.decoder import forward
+from rl_likelihood.rewards.adversarial import verdicts_of
 from tests.weights.make_checkpoints import write
 
 ROWS = [
@@ -54,3 +56,22 @@ def test_every_way_scores_every_option_and_the_table_names_all(model):
     curve = [{"n": 1, "kl": 0.0, "proxy": 0.5, "gold": 0.25, "gold_error": 0.01}]
     text = table({"rows": rows, "best_of": curve})
     assert all(name in text for name in (*rows, "length only", "overlap only", "chance", "25.0%"))
+
+
+def test_the_label_critic_is_asked_in_both_orders(model, monkeypatch):
+    """One critic names the answer with a z, the expert's. One always names the first answer."""
+    z, q = load_tokenizer(model.path)("zq")["input_ids"]
+
+    def named(second):
+        def critic(_, params, pairs):
+            labels = jax.nn.one_hot(second(pairs.judged.rows).astype(int), 3)
+            return verdicts_of(labels, pairs.margins > 0)
+
+        monkeypatch.setattr(experiments.reward_model, "verdicts", critic)
+        (scores,) = experiments.reward_model.experts(model, rows).values()
+        return scores
+
+    rows = [Comparison("a", "Which?", ("z", "q", "qq"), (0.0,) * 2), Comparison("b", "And?", ("z z", "q"), (0.0,))]
+    scores = named(lambda ids: jnp.argmax(ids == q, -1) < jnp.argmax(ids == z, -1))
+    assert [x.tolist() for x in scores] == [[0, -1, -1], [0, -1]] and measure(scores, rows)["pair_accuracy"] == 1
+    assert not np.concatenate(named(lambda ids: jnp.zeros(ids.shape[:2]))).any()

@@ -117,3 +117,18 @@ def test_a_file_for_each_novel(tmp_path):
     assert {p.stem: p.read_text() for p in (tmp_path / "data" / "novels").iterdir()} == dict(
         zip(names, novels, strict=True)
     )
+
+
+def test_texts_that_are_not_these_are_refused(tmp_path):
+    def refused(words):
+        with pytest.raises(UserError, match=words):
+            writing.write_texts(tmp_path, tmp_path / "data")
+
+    refused("sonnets.txt is not there")
+    (tmp_path / "sonnets.txt").write_text(poems(2))
+    refused("austen.txt is not there")
+    lines = "PRIDE AND PREJUDICE, SENSE AND SENSIBILITY, EMMA"
+    for titles in (["EMMA"], ["EMMA", "PRIDE AND PREJUDICE", "SENSE AND SENSIBILITY"], [*lines.split(", "), "EMMA"]):
+        (tmp_path / "austen.txt").write_text("".join(f"{title}\n\nA text.\n" for title in titles))
+        refused(f"austen.txt must have each of these lines once, in this order: {lines}")
+    assert not (tmp_path / "data").exists()

@@ -6,13 +6,19 @@ import time
 import pytest
 
 from rl_likelihood.config import build
+from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.order import order
+from rl_likelihood.data.tokenizer import save_tokenizer
+from rl_likelihood.rollouts.asked_judge import judge_of
 from rl_likelihood.rollouts.asynchronous import Asynchronous
 from rl_likelihood.rollouts.source import Given, Synchronous, make_source
+from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.task import load
+from rl_likelihood.weights import files
 from tests.runs import run, small_config
+from tests.small import random_params
 
 
 @contextlib.contextmanager
@@ -21,7 +27,8 @@ def made_source(workdir, **changes):
     config = build(small_config(**changes))
     devices = make_devices(config)
     task, params = load(config, mesh=devices.learner)
-    source = make_source(task, devices, workdir, 0, None)
+    judge = judge_of(task, devices, workdir) if config.reward.judged else None
+    source = make_source(task, devices, workdir, 0, None, judge)
     try:
         yield source, task, params
     finally:
@@ -66,6 +73,20 @@ def test_waiting_for_shared_devices_is_waiting_for_the_sampler(tmp_path):
                 time.sleep(0.01)
         source.lock = SlowLock(source.lock)
         assert source.next(1, params).waited >= 0.4, "after the queue and after grading"
+
+
+def test_a_judge_on_the_samplers_device_is_waited_for_once(tmp_path):
+    model = random_model("nano")
+    files.save(tmp_path, model, random_params(model, seed=4, scale=0.1))
+    save_tokenizer(byte_tokenizer(), tmp_path)
+    about = {"reward__name": "similar_share", "judge__model": str(tmp_path), "sampler__max_staleness": 1}
+    with made_source(tmp_path, **about) as (source, _, params):
+        for step in range(2):
+            before = source.batches.device_seconds
+            given = source.next(step, params)
+            judging = source.batches.device_seconds - before
+            assert judging > 0, "of this step alone"
+            assert given.waited == pytest.approx(given.logged["time/wait"] + judging)
 
 
 @pytest.mark.parametrize(

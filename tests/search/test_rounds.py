@@ -28,7 +28,7 @@ from rl_likelihood.training.warm_start import chains_to_learn
 from rl_likelihood.weights import files
 from tests.evaluation.bigrams import saved
 from tests.runs import small_config
-from tests.small import log_softmax, reference_logits
+from tests.small import kept_progress, log_softmax, reference_logits
 
 QUESTIONS = 5
 CLIP = 5.5  # near log 256: the tokens of a model of random weights are on both sides
@@ -183,7 +183,9 @@ def test_a_model_that_took_no_part_scores_the_chains(tmp_path):
 
 
 @pytest.mark.parametrize("server, why", [("http://h/v1", "no reply"), ("", "question too long for the proposer")])
-def test_a_question_without_a_first_chain_says_why_and_is_asked_again_of_a_server(tmp_path, server, why):
+def test_a_question_without_a_first_chain_says_why_and_is_asked_again_of_a_server(tmp_path, monkeypatch, server, why):
+    shown = kept_progress(monkeypatch, "rl_likelihood.search.rounds.Progress")
+
     def failing(asks, call, length):
         return [group if a.uid != 2 else [] for a, group in zip(asks, stub(asks, call, length), strict=True)]
 
@@ -195,6 +197,8 @@ def test_a_question_without_a_first_chain_says_why_and_is_asked_again_of_a_serve
     assert len((tmp_path / DROPPED).read_text().splitlines()) == (0 if server else 1)
     rows = [json.loads(line) for line in (tmp_path / REER).read_text().splitlines()]
     assert len(rows) == QUESTIONS - (0 if server else 1)
+    first = [numbers for what, *numbers in shown if what == "wrote first chains of"]
+    assert first == [[0, QUESTIONS, QUESTIONS], [QUESTIONS - bool(server), QUESTIONS, QUESTIONS]]
 
 
 def test_chains_that_the_other_model_cannot_read_are_counted(tmp_path):
