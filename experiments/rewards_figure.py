@@ -1,7 +1,7 @@
 """Every likelihood reward along one run: the figure docs/rewards.png.
 
-    python -m rl_likelihood.train --config=configs/quickstart.py:steps=12 --workdir=runs/quickstart
-    python -m experiments.rewards_figure [--workdir=runs/quickstart] [--out=docs/rewards.png]
+    python -m rl_likelihood.train --config=configs/quickstart.py:steps=24 --workdir=runs/rewards
+    python -m experiments.rewards_figure --workdir=runs/rewards [--out=docs/rewards.png]
 
 Each step logs every likelihood reward, whichever one trains. A panel shows one of them: its mean over the step's
 chains, and its running mean. The title gives its correlation with the trained reward within groups, averaged over the

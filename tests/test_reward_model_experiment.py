@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 import experiments.reward_model
-from experiments.reward_model import Model, experts, letters, likelihoods, measure, pairs, table
+from experiments.reward_model import OUT, Model, experts, letters, likelihoods, measure, pairs, table
 from rl_likelihood.data.judged_text import SCORE
 from rl_likelihood.data.pairs import Comparison
 from rl_likelihood.data.tokenizer import load_tokenizer
 from rl_likelihood.model.architecture import head_matrix
 from rl_likelihood.model.decoder import forward
 from rl_likelihood.rewards.adversarial import verdicts_of
+from rl_likelihood.runtime import run_files
 from tests.weights.make_checkpoints import write
 
 ROWS = [
@@ -75,3 +76,14 @@ def test_the_label_critic_is_asked_in_both_orders(model, monkeypatch):
     scores = named(lambda ids: jnp.argmax(ids == q, -1) < jnp.argmax(ids == z, -1))
     assert [x.tolist() for x in scores] == [[0, -1, -1], [0, -1]] and measure(scores, rows)["pair_accuracy"] == 1
     assert not np.concatenate(named(lambda ids: jnp.zeros(ids.shape[:2]))).any()
+
+
+def test_the_documents_have_the_numbers_of_the_results():
+    results = OUT.parent
+    *_, evaluation, best_of = run_files.read(results / "reward_model_eval.jsonl")
+    page = (results.parents[1] / "docs" / "judges.md").read_text()
+    for row in best_of["best_of"]:
+        right = f"{row['gold']:.1%} ± {row['gold_error']:.1%}"
+        assert f"| {row['n']} | {row['kl']:.2f} | {row['proxy']:.2f} | {right} |" in page
+    low, high = evaluation["ci95"]["pair_accuracy"]
+    assert f"{100 * evaluation['pair_accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})" in page
