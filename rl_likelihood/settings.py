@@ -125,7 +125,7 @@ class EvalSettings:
     """Evaluations on held-out questions."""
 
     prompts: int = field(100, "held-out questions to evaluate", least=0)
-    grader: str = field("exact_match", "a grader of docs/grading.md; none: nothing is graded, and answers are sampled only for eval.texts")
+    grader: str = field("exact_match", "a grader of docs/grading.md; none: no grades; answers only for eval.texts")
     grader_workers: int = field(2, "processes for graders that may hang or crash; 0: one per core", least=0)
     grader_seconds: float = field(10.0, "time limit for grading one answer; a timeout counts as failure", least=1)
     unsafe_code: bool = field(
