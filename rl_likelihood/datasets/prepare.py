@@ -4,7 +4,7 @@
         [--max_chars=N] [--heldout=N] [--skip_bad_rows]
 
 PATH is a file (.json, .jsonl, .parquet, each also .gz; .zip, .whl, .tar, .tgz), a folder of such files, or a data set
-of the Hugging Face hub, hf:owner/name[@revision][/folder] (extra hub). Without --source the public files are fetched.
+of the Hugging Face hub, hf:owner/name[@revision][/folder]. Without --source the public files are fetched.
 This writes DIR/NAME/1.0.0 with array_record files that tensorflow-datasets reads (`rl_likelihood.data.prepared.read`)
 and prepare_report.json, which it also prints.
 """

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from rl_likelihood.learner import reward_step
-from rl_likelihood.learner.judge import Judge, JudgeParams, last_state, rewarded, scores_in_parts
+from rl_likelihood.learner.judge import Judge, JudgeParams, last_state, scores_in_parts
 from rl_likelihood.learner.micro_batches import in_parts
 from rl_likelihood.learner.reward_step import Optimizers, PreferenceConfig, Trainable, preference_loss
 from rl_likelihood.learner.rows import CriticConfig
@@ -93,5 +93,6 @@ def update_critic(
         params = JudgeParams(state.params, state.opt_state.head)
         scores = scores_in_parts(params, Judge(NAME, model), batch.compared.judged, size)
         rewards = policy_reward(critic.reward, scores[:, 0], scores[:, 1:])
-    batch, metrics["judge/failures"] = rewarded(batch.replace(compared=None, replayed=None), NAME, rewards)
-    return state, batch, metrics
+    # A critic that diverged gives NaN, which reaches the loss and so ends the run.
+    host_rewards = {**batch.host_rewards, NAME: jax.lax.stop_gradient(rewards)}
+    return state, batch.replace(host_rewards=host_rewards, compared=None, replayed=None), metrics

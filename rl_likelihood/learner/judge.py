@@ -106,16 +106,12 @@ def scores_in_parts(params: JudgeParams, judge: Judge, judged: Judged, size: int
 
 
 def judge_batch(params: JudgeParams, judge: Judge, batch: Batch, size: int) -> tuple[Batch, Int[Array, ""]]:
-    """`rewarded` with the judge's numbers, without the judge's inputs."""
-    numbers = scores_in_parts(params, judge, batch.judged, size)
-    return rewarded(batch.replace(judged=None), judge.name, numbers)
-
-
-def rewarded(batch: Batch, name: str, numbers: Float[Array, "P Q"]) -> tuple[Batch, Int[Array, ""]]:
-    """(the batch with a second model's numbers as a host reward; how many are not finite). Their rows are dropped."""
+    """(the batch with the judge's numbers as a host reward, without the judge's inputs; how many rows have none). A row
+    whose number is not finite is dropped."""
+    numbers = jax.lax.stop_gradient(scores_in_parts(params, judge, batch.judged, size))
     ok = jnp.isfinite(numbers)
-    rewards = {**batch.host_rewards, name: jax.lax.stop_gradient(jnp.where(ok, numbers, 0.0))}
-    return batch.replace(host_rewards=rewards, keep=batch.keep & ok), (~ok).sum()
+    rewards = {**batch.host_rewards, judge.name: jnp.where(ok, numbers, 0.0)}
+    return batch.replace(host_rewards=rewards, keep=batch.keep & ok, judged=None), (~ok).sum()
 
 
 def make_judge(judge: Judge):

@@ -226,7 +226,7 @@ def judged(judge: AnyJudge, task: Task, graded: HostRewards, rows: list[EncodedE
         return graded._replace(logged=graded.logged | logged, judged=encoded.judged)
     if isinstance(judge, Experts):
         compared, replayed, cut = judge.read(rows, plain)
-        logged = {"judge/cut": float(cut)}  # the step counts failures
+        logged = {"judge/cut": float(cut)}  # a critic has no failures: its NaN ends the run
         return graded._replace(logged=graded.logged | logged, compared=compared, replayed=replayed)
     verdicts, further = None, dict[str, float]()
     if isinstance(judge, SimilarAnswers):
