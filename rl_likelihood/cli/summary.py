@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_likelihood.progress import counted
-from rl_likelihood.report import metric_table, table_text
+from rl_likelihood.report import table, table_text
 from rl_likelihood.report.plots import curves
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.console import chains_words, excerpt, say
@@ -14,10 +14,7 @@ from rl_likelihood.training.best import FAST
 
 def summary(workdir: Path) -> None:
     """Before and after side by side, the same questions answered by each, and the figure."""
-    if not (workdir / run_files.EVAL).exists():
-        return
-    rows = {row["stage"]: row for row in metric_table.read(workdir / run_files.EVAL) if "stage" in row}
-    rows = {stage: row for stage, row in rows.items() if not stage.startswith(FAST)}
+    rows = {row["stage"]: row for row in table.evaluations(workdir) if not row["stage"].startswith(FAST)}
     if not rows:
         return
     say("\n" + table_text.side_by_side(rows))

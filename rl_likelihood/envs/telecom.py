@@ -176,7 +176,7 @@ class Telecom:
 
     def start(self, task: Mapping) -> Start:
         if task.get("task") not in self.tasks:
-            raise UserError(f"the row's task is {task.get('task')!r}, which is no task of tau2's tasks.json")
+            raise UserError(f"the row's task is {task.get('task')!r}, which tau2's tasks.json does not have")
         chosen = self.tasks[task["task"]]
         conversation = Conversation(chosen, start(self.world, chosen))
         messages = [("system", self.system), ("user", chosen.ticket)]

@@ -178,14 +178,14 @@ def final(workdir: str | Path) -> dict[str, Any] | None:
     status = run_files.read_status(workdir)
     if status is None or status["state"] != "done":
         return None
-    last = next((row for row in reversed(evaluations(workdir)) if row["step"] == status["step"]), None)
-    later = [row for row in _all_evaluations(workdir) if "stage" not in row and row.get("step") == status["step"]]
-    return last and _by_initial(last, [row for row in later if _same_questions(row, last)])
+    rows = [row for row in _all_evaluations(workdir) if row.get("step") == status["step"]]
+    last = next((row for row in reversed(rows) if "stage" in row), None)
+    return last and _by_initial(last, [row for row in rows if "stage" not in row and _same_questions(row, last)])
 
 
 def _same_questions(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two evaluations of one model seem to be of the same questions: as many, with the same perplexity
-    without a chain, in which no sample has a part."""
+    without a chain, which does not depend on samples."""
     one, two = (r.get("perplexity_no_chain") for r in (row, other))
     same = one is not None and two is not None and math.isclose(one, two, rel_tol=1e-3)
     return same and row.get("questions") == other.get("questions")
