@@ -23,9 +23,9 @@ from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.prompts import INSTRUCTION
 from rl_likelihood.errors import UserError
 from rl_likelihood.progress import Progress
-from rl_likelihood.rollouts.asked_judge import http_settings
 from rl_likelihood.rollouts.endpoint import Endpoint
 from rl_likelihood.rollouts.host_rewards import grader_pool
+from rl_likelihood.rollouts.judges import http_settings
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.search.folder import claimed, refuse_no_chat, row_of, write_results

@@ -28,7 +28,7 @@ from rl_likelihood.data.rubrics import Rubric
 from rl_likelihood.datasets import sources
 from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation.records import make_folder
-from rl_likelihood.rollouts import asked_judge
+from rl_likelihood.rollouts import judges
 from rl_likelihood.rollouts.policy_answers import policy_answers
 from rl_likelihood.rollouts.rubric_judge import RubricJudge, judge_prompts_of, rubrics_of
 from rl_likelihood.rollouts.rubric_writer import AT_ONCE, WriterPrompts, writer_of, written
@@ -72,14 +72,14 @@ def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
     aggregate = c.rubric.aggregate
     rubrics.refuse(rubrics.read_rubrics(c.rubric.path), aggregate)
     c = dataclasses.replace(c, rubric=dataclasses.replace(c.rubric, aggregate="signed"))  # only the file's criteria
-    asked_judge.refuse_judge(c, workdir)
+    judges.refuse_judge(c, workdir)
     devices = make_devices(c)
     task, params = load(c, mesh=devices.learner)
     rows = list({question_of(row.example): row for row in task.train}.values())
     questions = [question_of(row.example) for row in rows]
     by_question = rubrics_of(c.rubric, questions)
     judge_prompts = [text for question in questions for text in judge_prompts_of(by_question[question], "signed")]
-    judge = RubricJudge(asked_judge.outside_judge(c, devices, workdir, judge_prompts), by_question, "signed")
+    judge = RubricJudge(judges.outside_judge(c, devices, workdir, judge_prompts), by_question, "signed")
     filtered, criteria_before, verdicts, failures, cut = [], 0, 0, 0, 0
     for part, answers in policy_answers(task, params, devices, rows, c.rubric.rollouts):
         questions = [question_of(row.example) for row in part]
@@ -90,7 +90,7 @@ def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
             verdicts += question_met.size
             failures += int(np.isnan(question_met).sum())
         cut += out.cut
-    asked_judge.close(judge)
+    judges.close(judge)
     if failures == verdicts:
         raise UserError(f"judge.model {c.judge.model!r} failed on all {failures} verdicts; see its messages above")
     useful = [rubric for rubric in filtered if rubrics.suits(rubric, aggregate)]

@@ -37,9 +37,9 @@ from rl_likelihood.report.metric_table import without_samples
 from rl_likelihood.report.metrics import MetricsWriter, line
 from rl_likelihood.report.table import evaluations
 from rl_likelihood.report.tracking import Board, Tracker
-from rl_likelihood.rollouts.asked_judge import judge_of, refuse_judge
 from rl_likelihood.rollouts.baseline import write_baseline
 from rl_likelihood.rollouts.batches import SamplerFailed, StepInput, means
+from rl_likelihood.rollouts.judges import judge_of, refuse_judge
 from rl_likelihood.rollouts.resample import LearnerFilter
 from rl_likelihood.rollouts.samples import write_samples
 from rl_likelihood.rollouts.source import Source, make_source

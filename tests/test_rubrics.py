@@ -11,14 +11,14 @@ from rl_likelihood.data.rubrics import Criterion, Rubric, read_rubrics, refuse, 
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets import sources
 from rl_likelihood.errors import UserError
-from rl_likelihood.rollouts.asked_judge import refuse_judge
+from rl_likelihood.rollouts.judges import refuse_judge
 from rl_likelihood.rollouts.rubric_judge import rubrics_of
 from rl_likelihood.rollouts.rubric_writer import WriterPrompts, writer_of
 from rl_likelihood.rubrics import filter_rubrics, make, show
 from rl_likelihood.run_model import random_model
 from rl_likelihood.task import load
 from rl_likelihood.weights import files
-from tests.rollouts.test_asked_judge import rubric_file
+from tests.rollouts.test_judges import rubric_file
 from tests.runs import small_config
 from tests.servers import serving
 from tests.small import random_params

@@ -11,7 +11,7 @@ from rl_likelihood.runtime import run_files
 from rl_likelihood.tables import reward_table
 from tests.runs import run, small_config
 
-# A judge and an environment have runs of their own (tests/rollouts/test_asked_judge.py, test_conversation_runs.py).
+# A judge and an environment have runs of their own (tests/rollouts/test_judges.py, test_conversation_runs.py).
 ON_HOST = [
     name for name, r in reward_table().items() if r.on_host and r.kind != "judge" and "conversation" not in r.needs
 ]

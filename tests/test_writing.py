@@ -12,7 +12,7 @@ from rl_likelihood import sweep, train
 from rl_likelihood.config import apply_preset, build
 from rl_likelihood.errors import UserError
 from rl_likelihood.report.metric_table import unknown
-from rl_likelihood.rollouts.asked_judge import form_for
+from rl_likelihood.rollouts.judges import form_for
 from rl_likelihood.runtime import run_files
 from rl_likelihood.sweeps import grid
 

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from rl_likelihood.model.architecture import Params
-from rl_likelihood.rollouts.asked_judge import computes_on_sampler
 from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput
+from rl_likelihood.rollouts.judges import computes_on_sampler
 from rl_likelihood.rollouts.resample import LearnerFilter
 from rl_likelihood.run_model import rollout_model
 from rl_likelihood.runtime import distributed

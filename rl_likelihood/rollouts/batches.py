@@ -17,11 +17,11 @@ from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.learner.batching import alternatives_of, concat_rows, first_rows, no_chain_rows, to_batch
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.rewards import rules
-from rl_likelihood.rollouts import asked_judge
-from rl_likelihood.rollouts.asked_judge import AnyJudge
+from rl_likelihood.rollouts import judges
 from rl_likelihood.rollouts.baseline import Baseline, read_baseline
 from rl_likelihood.rollouts.conversations import conversations_of
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts, grader_pool, host_rewards, sampled_texts
+from rl_likelihood.rollouts.judges import AnyJudge
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices
@@ -168,8 +168,8 @@ class Batches:
         graded = host_rewards(self.task, self.pool, rollout, rows, texts)
         if self.judge is not None and texts is not None and not c.raro:
             start = time.perf_counter()
-            graded = asked_judge.judged(self.judge, self.task, graded, rows, texts)
-            if asked_judge.computes_on_sampler(self.judge):
+            graded = judges.judged(self.judge, self.task, graded, rows, texts)
+            if judges.computes_on_sampler(self.judge):
                 self.device_seconds += time.perf_counter() - start
         # Processes that share prompts grade the same answers, and their counts are summed.
         share = (self.devices.chains.stop - self.devices.chains.start) / rollout.segment.shape[1]
@@ -212,7 +212,7 @@ class Batches:
     def close(self) -> None:
         """Closes the grader pool and the judge."""
         self.pool.close()
-        asked_judge.close(self.judge)
+        judges.close(self.judge)
 
 
 # Metrics that are summed over processes. All others are averaged.

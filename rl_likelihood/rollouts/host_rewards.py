@@ -116,7 +116,7 @@ def host_rewards(
     full_texts = responses(task, rollout, rows, texts) if reads and texts is not None else []
     values: Rewards = {}
     for name, reward in terms.items():
-        if reward.kind == "judge":  # `asked_judge.judged` adds it
+        if reward.kind == "judge":  # `judges.judged` adds it
             continue
         if reward.kind == "grader" or reward.function is None:
             values[name] = marks(name)

@@ -19,9 +19,9 @@ from rl_likelihood.data.rubrics import Criterion, Rubric
 from rl_likelihood.data.token_ids import ids_of
 from rl_likelihood.errors import UserError
 from rl_likelihood.rewards.rubric import RubricSettings
-from rl_likelihood.rollouts.asked_judge import http_settings
 from rl_likelihood.rollouts.endpoint import CHAT, EMBEDDINGS, Endpoint
 from rl_likelihood.rollouts.http_judge import text_of
+from rl_likelihood.rollouts.judges import http_settings
 from rl_likelihood.rollouts.local_judge import as_judge, describe_decoder, load_decoder
 from rl_likelihood.rollouts.similar_answers import WIDTHS, decoder_vectors
 from rl_likelihood.sampler import decode

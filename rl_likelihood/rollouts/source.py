@@ -17,12 +17,12 @@ import numpy as np
 from rl_likelihood.errors import UserError
 from rl_likelihood.learner.batching import answers_after, given_rollout
 from rl_likelihood.model.architecture import Params
-from rl_likelihood.rollouts.asked_judge import AnyJudge
 from rl_likelihood.rollouts.asynchronous import Asynchronous
 from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput
 from rl_likelihood.rollouts.conversations import say_longer, targets_of
 from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.rollouts.host_rewards import HostRewards
+from rl_likelihood.rollouts.judges import AnyJudge
 from rl_likelihood.rollouts.raro import roles, with_critic
 from rl_likelihood.rollouts.resample import Drawn, Groups, LearnerFilter, by_host, host_groups, merge_drawn
 from rl_likelihood.run_model import rollout_model

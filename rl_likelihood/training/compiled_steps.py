@@ -18,7 +18,7 @@ from rl_likelihood.learner.step import group_spreads, make_step, models_of
 from rl_likelihood.mesh import global_batch, ready, replicated
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.rewards import group_filter
-from rl_likelihood.rollouts.asked_judge import AnyJudge, StepJudge
+from rl_likelihood.rollouts.judges import AnyJudge, StepJudge
 from rl_likelihood.rollouts.resample import Groups
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say

@@ -9,7 +9,7 @@ import jax
 
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_reference, init_state, make_step
-from rl_likelihood.rollouts.asked_judge import StepJudge, judge_of, refuse_judge
+from rl_likelihood.rollouts.judges import StepJudge, judge_of, refuse_judge
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, using
 from rl_likelihood.settings import Config

@@ -14,8 +14,8 @@ from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.judged_text import EXPERT, SCORE, Reader
 from rl_likelihood.errors import UserError
 from rl_likelihood.report.metric_table import unknown
-from rl_likelihood.rollouts.asked_judge import judge_of
 from rl_likelihood.rollouts.experts import Experts
+from rl_likelihood.rollouts.judges import judge_of
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.task import abstract_batch, load

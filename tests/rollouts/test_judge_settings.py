@@ -6,8 +6,8 @@ import pytest
 
 from rl_likelihood.config import build
 from rl_likelihood.errors import UserError
-from rl_likelihood.rollouts.asked_judge import form_for
 from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
+from rl_likelihood.rollouts.judges import form_for
 from rl_likelihood.training.dry_run import dry_run
 from tests.runs import small_config
 from tests.servers import serving

@@ -15,7 +15,7 @@ from rl_likelihood.errors import UserError
 from rl_likelihood.grading import graders
 from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.rollouts import raro
-from rl_likelihood.rollouts.asked_judge import judge_of
+from rl_likelihood.rollouts.judges import judge_of
 from rl_likelihood.rollouts.source import make_source
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import make_devices

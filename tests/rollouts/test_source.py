@@ -9,8 +9,8 @@ from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.order import order
 from rl_likelihood.data.tokenizer import save_tokenizer
-from rl_likelihood.rollouts.asked_judge import judge_of
 from rl_likelihood.rollouts.asynchronous import Asynchronous
+from rl_likelihood.rollouts.judges import judge_of
 from rl_likelihood.rollouts.source import Given, Synchronous, make_source
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import run_files

@@ -26,10 +26,10 @@ from rl_likelihood.grading import graders
 from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.decoder import forward
 from rl_likelihood.reward_model import best_of
-from rl_likelihood.rollouts.asked_judge import judge_of, judged, refuse_judge
 from rl_likelihood.rollouts.endpoint import HttpSettings
 from rl_likelihood.rollouts.host_rewards import HostRewards
 from rl_likelihood.rollouts.http_judge import HttpJudge
+from rl_likelihood.rollouts.judges import judge_of, judged, refuse_judge
 from rl_likelihood.rollouts.local_judge import HEAD, load_decoder, local_judge, save_head
 from rl_likelihood.rollouts.rubric_judge import RubricJudge, rubrics_of
 from rl_likelihood.rollouts.source import make_source
