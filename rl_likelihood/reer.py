@@ -9,6 +9,7 @@ or a kill, the same command resumes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,7 @@ from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.config import build
 from rl_likelihood.errors import UserError
 from rl_likelihood.model.architecture import Params
-from rl_likelihood.rollouts.endpoint import Endpoint
-from rl_likelihood.rollouts.judges import http_settings
+from rl_likelihood.rollouts.endpoint import Endpoint, cache_of
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, make_devices, sampler_weights
@@ -98,7 +98,8 @@ def proposer_of(task: Task, params: Params, devices: Devices, workdir: Path) -> 
     if "://" in name:
         if c.reer.ask == "resample":
             raise UserError(f"reer.ask is 'resample', which continues a reply, but {name} only chats; set it to edit")
-        endpoint = Endpoint(http_settings(c.judge, workdir, name, c.reer.proposer_name, "reer.proposer"))
+        settings = dataclasses.replace(c.judge, model=name, name=c.reer.proposer_name)
+        endpoint = Endpoint(settings, cache_of(settings, workdir), "reer.proposer")
         endpoint.refuse_unreachable()
         return http_proposer(endpoint, drawing)
     proposer_task, weights = with_model(task, "reer.proposer", devices.learner) if name else (task, params)

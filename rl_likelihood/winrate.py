@@ -21,11 +21,11 @@ import numpy as np
 from absl import flags
 
 from rl_likelihood.cli.command import run_main
-from rl_likelihood.data.judged_text import BETTER, Form, Names, refuse_long
+from rl_likelihood.data.judged_text import BETTER, JudgeSettings, Names, refuse_long
 from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation import winrate
 from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled, truncated
-from rl_likelihood.rollouts.endpoint import HttpSettings
+from rl_likelihood.rollouts.endpoint import Endpoint
 from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.rollouts.local_judge import LocalJudge, Verdicts, local_judge, reader_of
 from rl_likelihood.runtime import run_files
@@ -115,9 +115,8 @@ def measured(compare: Compare, a: dict[str, Answered], b: dict[str, Answered]) -
     return {"judge": judge, **winrate.summary(first[judged], second[judged], *lengths), **lost}
 
 
-def measured_by_server(settings: HttpSettings, form: Form, a: dict[str, Answered], b: dict[str, Answered]) -> dict:
-    """`measured` by a server's judge, with the calls and tokens of this command."""
-    remote = HttpJudge(settings, form)
+def measured_by_server(remote: HttpJudge, a: dict[str, Answered], b: dict[str, Answered]) -> dict[str, Any]:
+    """`measured` by a server's judge, with the calls and tokens of this command. Closes its connections."""
     remote.endpoint.refuse_unreachable()
     before = remote.endpoint.spent  # of earlier commands with this cache
     out = measured(functools.partial(preference, remote), a, b)
@@ -134,11 +133,9 @@ def main() -> None:
     a, b = (read_answers(values[name].value, name) for name in ("a", "b"))
     form = BETTER.after(values.task)
     if "://" in values.judge:
-        cache = values.cache or ":memory:"
-        settings = HttpSettings(
-            values.judge, values.judge_name, "--judge", "--", max_calls=values.max_calls, cache=cache
-        )
-        out = measured_by_server(settings, form, a, b)
+        settings = JudgeSettings(values.judge, name=values.judge_name, max_calls=values.max_calls)
+        endpoint = Endpoint(settings, values.cache or ":memory:", "--judge", "--")
+        out = measured_by_server(HttpJudge(endpoint, form), a, b)
     else:
         described = (values.judge, form, values.max_prompt, values.max_row, values.template, NAMES)
         reader = reader_of(*described)[0]

@@ -9,12 +9,13 @@ import pytest
 
 from rl_likelihood import reer
 from rl_likelihood.config import build
+from rl_likelihood.data.judged_text import JudgeSettings
 from rl_likelihood.data.prompts import completion_ids
 from rl_likelihood.distill import DISTILL, distill, finder
 from rl_likelihood.errors import UserError
 from rl_likelihood.grading.graders import Grader
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
+from rl_likelihood.rollouts.endpoint import Endpoint
 from rl_likelihood.search.folder import DROPPED
 from rl_likelihood.search.proposer import Ask, Drawing, Length, asks_of
 from rl_likelihood.search.rounds import Finder, Journal, score
@@ -50,10 +51,8 @@ def config(**changes):
 
 def taught(folder, url, **changes) -> Finder:
     task, params = load(config(**changes))
-    settings = HttpSettings(url, "teacher", cache=str(folder / "cache.sqlite"), first_wait=0.01, attempts=1)
-    return Finder(
-        task, params, asks_of(task), http_proposer(Endpoint(settings), Drawing(0.7), task.fmt), Journal(folder)
-    )
+    endpoint = Endpoint(JudgeSettings(url, name="teacher", attempts=1), str(folder / "cache.sqlite"))
+    return Finder(task, params, asks_of(task), http_proposer(endpoint, Drawing(0.7), task.fmt), Journal(folder))
 
 
 def rows_in(path):
@@ -237,7 +236,9 @@ def test_replies_to_one_message_differ_and_a_proposer_can_be_an_address(tmp_path
         asked = [Ask(0, "a message", "<analysis>"), Ask(1, "a message", "")]
         groups = f.propose(asked, 3, Length(2, "</part>", 9))
         assert groups == [["reply 6", "reply 7"]] * 2 and sorted(seeds) == [6, 7] and cuts == {None}
-        http_proposer(Endpoint(HttpSettings(url, "m")), Drawing(0.7, 0.85), f.task.fmt)(asked, 0, Length(1, "", 9))
+        http_proposer(Endpoint(JudgeSettings(url, name="m")), Drawing(0.7, 0.85), f.task.fmt)(
+            asked, 0, Length(1, "", 9)
+        )
         assert cuts == {None, 0.85}
         with pytest.raises(UserError, match="reer.ask is 'resample'"):
             task = dataclasses.replace(f.task, config=config(reer__proposer=url, reer__ask="resample"))

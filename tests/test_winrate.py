@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
-from rl_likelihood.data.judged_text import BETTER
+from rl_likelihood.data.judged_text import BETTER, JudgeSettings
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled
 from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.architecture import init
-from rl_likelihood.rollouts.endpoint import HttpSettings
+from rl_likelihood.rollouts.endpoint import Endpoint
+from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.rollouts.local_judge import Verdicts, save_head
 from rl_likelihood.run_model import random_model
 from rl_likelihood.task import random_key
@@ -141,9 +142,9 @@ def test_calls_are_those_of_this_command(tmp_path, monkeypatch):
 
     few = {q: a for n, (q, a) in enumerate(A.items()) if n < 2}
     with serving(behave) as (url, requests):
-        settings = HttpSettings(url, "m", "--judge", "--", cache=str(tmp_path / "cache"))
         for calls in (8, 0):
-            out = measured_by_server(settings, BETTER, few, B)
+            endpoint = Endpoint(JudgeSettings(url, name="m"), str(tmp_path / "cache"))
+            out = measured_by_server(HttpJudge(endpoint, BETTER), few, B)
             assert (out["calls"], out["tokens"]) == (calls, 50 * calls)
         assert len(requests) == 8
 

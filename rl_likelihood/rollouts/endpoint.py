@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
-import dataclasses
 import email.utils
 import hashlib
 import json
@@ -25,6 +24,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from rl_likelihood.data.judged_text import JudgeSettings
 from rl_likelihood.errors import UserError
 from rl_likelihood.runtime.console import say
 
@@ -36,31 +38,9 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the second attempt, then 
 MOST_BYTES = 8 << 20  # maximum size of a reply
 BYTES_PER_TOKEN = 3  # to estimate a call's tokens before it is made
 CHAT, EMBEDDINGS, MODELS = "/chat/completions", "/embeddings", "/models"
+CACHE = "judge.sqlite"  # in a workdir: values of replies; with several processes, each has its own file
 
 Read = Callable[[Any], Any]  # a reply's JSON -> the value in it (itself JSON), or None if there is none
-
-
-@dataclasses.dataclass(frozen=True)
-class HttpSettings:
-    """The server's address, the model's name on it, and how to call it.
-
-    `field`: the setting that gives the address. `limits`: the prefix of the settings max_calls, max_tokens and cache.
-    `key_variable`: the environment variable with the API key.
-    `max_calls`, `max_tokens`: limits of this process, over the lifetime of the cache file (0: no limit).
-    """
-
-    url: str
-    model: str
-    field: str = "judge.model"
-    limits: str = "judge."
-    key_variable: str = "JUDGE_API_KEY"
-    concurrency: int = 16
-    timeout: float = 60.0
-    attempts: int = 6
-    max_calls: int = 0
-    max_tokens: int = 0
-    cache: str = ":memory:"
-    first_wait: float = FIRST_WAIT
 
 
 class NoReply(Exception):
@@ -68,45 +48,53 @@ class NoReply(Exception):
 
 
 class Endpoint:
-    """Sends requests and reads the replies. `failures` counts failed calls by kind."""
+    """Sends requests to the server at `settings.model` and reads the replies. `failures` counts failed calls by kind.
 
-    def __init__(self, settings: HttpSettings) -> None:
-        s = settings
+    `cache`: the file that stores the values of replies. For messages, `field`: the setting that gives the address;
+    `limits`: the prefix of the settings max_calls, max_tokens and cache. max_calls and max_tokens limit this process,
+    over the lifetime of the cache file.
+    """
+
+    def __init__(
+        self, settings: JudgeSettings, cache: str = ":memory:", field: str = "judge.model", limits: str = "judge."
+    ) -> None:
+        self.settings, self.field, self.limits = settings, field, limits
+        address, key_variable = settings.model, settings.key_variable
         try:
             import httpx
 
             from rl_likelihood.rollouts.deadline import Deadline
         except ImportError:
             raise UserError(
-                f"{s.field} is an address, which needs httpx; run pip install -c constraints.txt -e '.[judge]'"
+                f"{field} is an address, which needs httpx; run pip install -c constraints.txt -e '.[judge]'"
             ) from None
         try:
-            parts = httpx.URL(s.url)
+            parts = httpx.URL(address)
             parts.raw_host.decode().encode("idna")  # what the system's resolver does
         except (httpx.InvalidURL, ValueError):
             parts = httpx.URL()
         if parts.scheme not in ("http", "https") or not parts.host:
-            raise UserError(f"{s.field} is {s.url!r}, no http address; write http://HOST:PORT/v1")
+            raise UserError(f"{field} is {address!r}, no http address; write http://HOST:PORT/v1")
         if parts.userinfo:
-            raise UserError(f"{s.field} has a key in its address; give it in the variable {s.key_variable}")
-        if not s.model:
-            raise UserError(f"{s.field} is an address, but the name of the model there is empty; set it")
-        self.settings, self.httpx = s, httpx
+            raise UserError(f"{field} has a key in its address; give it in the variable {key_variable}")
+        if not settings.name:
+            raise UserError(f"{field} is an address, but the name of the model there is empty; set it")
+        self.httpx = httpx
         self.failures: collections.Counter[str] = collections.Counter()
-        self._key = os.environ.get(s.key_variable, "").strip()
+        self._key = os.environ.get(key_variable, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
-            raise UserError(f"{s.key_variable} holds characters that no key has; set it to the key alone")
+            raise UserError(f"{key_variable} holds characters that no key has; set it to the key alone")
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        limits = httpx.Limits(max_connections=s.concurrency)
-        self._client, self._deadline = httpx.Client(headers=headers, timeout=s.timeout, limits=limits), Deadline()
+        most = httpx.Limits(max_connections=settings.concurrency)
+        self._client, self._deadline = httpx.Client(headers=headers, timeout=settings.timeout, limits=most), Deadline()
         self._deadline.apply(self._client)
-        self._cache, self._lock, self._stop = _Cache(s.cache, f"{s.limits}cache"), threading.Lock(), threading.Event()
+        self._cache, self._lock, self._stop = _Cache(cache, f"{limits}cache"), threading.Lock(), threading.Event()
         self._refusal: UserError | None = None
 
     def ask(self, bodies: Sequence[dict[str, Any]], read: Read, path: str = CHAT) -> list[Any]:
         """The value of each reply, None for a failed call. Equal bodies are sent once. `read` gets a reply's value."""
-        requests = [{"model": self.settings.model, **body} for body in bodies]
-        address = self.settings.url.rstrip("/") + path
+        requests = [{"model": self.settings.name, **body} for body in bodies]
+        address = self.settings.model.rstrip("/") + path
         keys = [hashlib.sha256(json.dumps([address, body], sort_keys=True).encode()).hexdigest() for body in requests]
         by_key = dict(zip(keys, requests, strict=True))
         cached = self._cache.get(list(by_key))
@@ -118,7 +106,7 @@ class Endpoint:
         content is not read."""
         self._deadline.begin(self.settings.timeout)
         try:
-            with self._client.stream("GET", self.settings.url.rstrip("/") + MODELS) as reply:
+            with self._client.stream("GET", self.settings.model.rstrip("/") + MODELS) as reply:
                 if reply.status_code in KEY_REFUSED:
                     text = b""
                     with contextlib.suppress(self.httpx.DecodingError):  # its Content-Encoding is wrong
@@ -126,7 +114,7 @@ class Endpoint:
                     self._refuse(reply.status_code, self._shown(text))
         except self.httpx.TransportError as error:
             raise UserError(
-                f"{self.settings.field} is {self.settings.url}, where nobody answers ({type(error).__name__}); start "
+                f"{self.field} is {self.settings.model}, where nobody answers ({type(error).__name__}); start "
                 "the server or give another address"
             ) from None
 
@@ -179,17 +167,17 @@ class Endpoint:
     def _count(self, kind: str, text: str = "") -> None:
         """Counts a failed call. The first one of its kind is reported, with what the server said."""
         if kind not in self.failures:
-            say(f"{self.settings.field}: a call to {self.settings.url} failed: {kind}{text and f' ({text})'}")
+            say(f"{self.field}: a call to {self.settings.model} failed: {kind}{text and f' ({text})'}")
         self.failures[kind] += 1
 
     def _one(self, body: dict[str, Any], read: Read, path: str) -> Any:
         """The value of one call, with retries."""
-        s, failure, text = self.settings, "no attempt", ""
-        for attempt in range(s.attempts):
+        failure, text, attempts = "no attempt", "", self.settings.attempts
+        for attempt in range(attempts):
             if self._refusal:  # another thread's, which would come here too
                 raise self._refusal
             self._reserve(body)
-            wait = s.first_wait * 2**attempt * random.uniform(0.5, 1)
+            wait = FIRST_WAIT * 2**attempt * random.uniform(0.5, 1)
             try:
                 status, headers, content = self._post(body, path)
             except self.httpx.TimeoutException:
@@ -205,14 +193,14 @@ class Endpoint:
                 if status not in RETRIED and status < 500:
                     break
                 wait = max(wait, retry_after(headers.get("retry-after", "")))
-            if attempt + 1 == s.attempts or self._stop.wait(min(wait, LONGEST_WAIT)):
+            if attempt + 1 == attempts or self._stop.wait(min(wait, LONGEST_WAIT)):
                 break
         raise NoReply(failure, text)
 
     def _post(self, body: dict[str, Any], path: str) -> tuple[int, Any, bytes]:
         """(status, headers, content). The deadline covers the whole call: a server may send byte by byte."""
         self._deadline.begin(self.settings.timeout)
-        address = self.settings.url.rstrip("/") + path
+        address = self.settings.model.rstrip("/") + path
         with self._client.stream("POST", address, json=body) as reply:
             content = bytearray()
             for part in reply.iter_bytes():
@@ -234,15 +222,15 @@ class Endpoint:
 
     def _refuse(self, status: int, text: str) -> None:
         """UserError for a status that every other call would get too. `text`: what the server said."""
-        s, address = self.settings, self.settings.url
+        address = self.settings.model
         if 300 <= status < 400:
             self._refusal = UserError(
-                f"{s.field}: {address} redirects to another address (status {status}); give that address"
+                f"{self.field}: {address} redirects to another address (status {status}); give that address"
             )
         elif status in FATAL:
             self._refusal = UserError(
-                f"{s.field}: {address} {FATAL[status]} (status {status}: {text}); check the address, the model's name "
-                f"and the environment variable {s.key_variable}"
+                f"{self.field}: {address} {FATAL[status]} (status {status}: {text}); check the address, the model's "
+                f"name and the environment variable {self.settings.key_variable}"
             )
         if self._refusal:
             raise self._refusal
@@ -254,14 +242,14 @@ class Endpoint:
 
     def _reserve(self, body: dict[str, Any]) -> None:
         """Counts a call before it is made. UserError if it would exceed a limit."""
-        s = self.settings
+        max_calls, max_tokens = self.settings.max_calls, self.settings.max_tokens
         with self._lock:
             calls, tokens = self._cache.calls + 1, self._cache.tokens + estimate(body)
-            if s.max_calls and calls > s.max_calls:
-                raise UserError(f"{s.limits}max_calls is {s.max_calls}, and that many were made; raise it to continue")
-            if s.max_tokens and tokens > s.max_tokens:
+            if max_calls and calls > max_calls:
+                raise UserError(f"{self.limits}max_calls is {max_calls}, and that many were made; raise it to continue")
+            if max_tokens and tokens > max_tokens:
                 raise UserError(
-                    f"{s.limits}max_tokens is {s.max_tokens}, and {self._cache.tokens} were used; raise it to continue"
+                    f"{self.limits}max_tokens is {max_tokens}, and {self._cache.tokens} were used; raise it to continue"
                 )
             self._cache.calls, self._cache.tokens = calls, tokens
 
@@ -320,6 +308,11 @@ class _Cache:
 
     def close(self) -> None:
         self._db.close()
+
+
+def cache_of(j: JudgeSettings, workdir: Path) -> str:
+    """The file that stores the values of replies: judge.cache, or one in the workdir."""
+    return j.cache or str(workdir / (CACHE if jax.process_count() == 1 else f"{jax.process_index()}-{CACHE}"))
 
 
 def message_of(reply: Any) -> dict[str, Any]:

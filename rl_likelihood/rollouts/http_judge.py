@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from rl_likelihood.data.judged_text import Form, filled
-from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings, message_of
+from rl_likelihood.rollouts.endpoint import Endpoint, message_of
 from rl_likelihood.rollouts.local_judge import Answers, Verdicts
 
 
 class HttpJudge:
     """Gives each row of text its expected value over the form's words (`probability`)."""
 
-    def __init__(self, settings: HttpSettings, form: Form) -> None:
-        self.form, self.endpoint = form, Endpoint(settings)
+    def __init__(self, endpoint: Endpoint, form: Form) -> None:
+        self.endpoint, self.form = endpoint, form
 
     def __call__(self, questions: Sequence[str], answers: Answers) -> Verdicts:
         """The number of each row. Rows with equal text are sent once."""

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rl_likelihood.data import judged_text, prompts, rubrics
-from rl_likelihood.data.judged_text import Form, JudgeSettings, Names, Reader
+from rl_likelihood.data.judged_text import Form, Names, Reader
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.errors import UserError
 from rl_likelihood.grading import graders
@@ -21,7 +21,7 @@ from rl_likelihood.learner.step import judge_shardings
 from rl_likelihood.mesh import put
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.rewards.adversarial import VERDICTS
-from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
+from rl_likelihood.rollouts.endpoint import Endpoint, cache_of
 from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts
 from rl_likelihood.rollouts.http_judge import HttpJudge
@@ -36,7 +36,6 @@ from rl_likelihood.shapes import Example
 from rl_likelihood.task import Task
 
 OWN = Names("model.path", "prompt.template")  # of a judge that is the run's own model
-CACHE = "judge.sqlite"  # in a workdir: verdicts of an HTTP judge; with several processes, each has its own file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +67,7 @@ def refuse_judge(c: Config, workdir: Path) -> None:
     if c.reward.judged == "similar_share":
         describe_decoder(j.model)
     elif j.remote:
-        with contextlib.closing(Endpoint(dataclasses.replace(http_settings(j, workdir), cache=":memory:"))) as endpoint:
+        with contextlib.closing(Endpoint(j)) as endpoint:
             endpoint.refuse_unreachable()
     elif j.model not in ("initial", ""):
         if j.normalise == "whiten" and not (Path(j.model) / HEAD).is_file():
@@ -131,7 +130,7 @@ def outside_judge(c: Config, devices: Devices, workdir: Path, questions: Sequenc
     """A judge outside the step: at an HTTP address, or on this process's first sampler device. On one device it has no
     collectives, so no other thread's program waits for it."""
     if c.judge.remote:
-        return HttpJudge(http_settings(c.judge, workdir), form_for(c))
+        return HttpJudge(Endpoint(c.judge, cache_of(c.judge, workdir)), form_for(c))
     judge = _local(c, questions)
     return dataclasses.replace(judge, params=jax.device_put(judge.params, devices.sampler.devices.flat[0]))
 
@@ -191,24 +190,6 @@ def _verdict_prompt(task: Task) -> Callable[[str], str]:
             f"{longest} tokens; set it to at least that"
         )
     return lambda text: prompts.render(Example("critic", text, ""), task.tokenizer, c, ())
-
-
-def http_settings(
-    j: JudgeSettings, workdir: Path, url: str = "", model: str = "", name: str = "judge.model"
-) -> HttpSettings:
-    """The settings of the judge's HTTP address, or of `url`, which the config field `name` gives."""
-    return HttpSettings(
-        url=url or j.model,
-        model=model or j.name,
-        field=name,
-        key_variable=j.key_variable,
-        concurrency=j.concurrency,
-        timeout=j.timeout,
-        attempts=j.attempts,
-        max_calls=j.max_calls,
-        max_tokens=j.max_tokens,
-        cache=j.cache or str(workdir / (CACHE if jax.process_count() == 1 else f"{jax.process_index()}-{CACHE}")),
-    )
 
 
 def judged(judge: AnyJudge, task: Task, graded: HostRewards, rows: list[EncodedExample], texts: Texts) -> HostRewards:

@@ -3,6 +3,7 @@ criteria."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -19,9 +20,8 @@ from rl_likelihood.data.rubrics import Criterion, Rubric
 from rl_likelihood.data.token_ids import ids_of
 from rl_likelihood.errors import UserError
 from rl_likelihood.rewards.rubric import RubricSettings
-from rl_likelihood.rollouts.endpoint import CHAT, EMBEDDINGS, Endpoint
+from rl_likelihood.rollouts.endpoint import CHAT, EMBEDDINGS, Endpoint, cache_of
 from rl_likelihood.rollouts.http_judge import text_of
-from rl_likelihood.rollouts.judges import http_settings
 from rl_likelihood.rollouts.local_judge import as_judge, describe_decoder, load_decoder
 from rl_likelihood.rollouts.similar_answers import WIDTHS, decoder_vectors
 from rl_likelihood.sampler import decode
@@ -112,9 +112,9 @@ def writer_of(c: Config, workdir: Path) -> tuple[Write, Embed | None]:
 
 
 def _remote(c: Config, workdir: Path, url: str) -> tuple[Write, Embed | None]:
-    model = c.rubric.writer_name or c.judge.name
-    settings = http_settings(c.judge, workdir, url, model, "rubric.writer" if c.rubric.writer else "judge.model")
-    endpoint = Endpoint(settings)
+    settings = dataclasses.replace(c.judge, model=url, name=c.rubric.writer_name or c.judge.name)
+    field = "rubric.writer" if c.rubric.writer else "judge.model"
+    endpoint = Endpoint(settings, cache_of(c.judge, workdir), field)
     endpoint.refuse_unreachable()
 
     def write(messages: Sequence[str]) -> list[str | None]:

@@ -11,9 +11,10 @@ import time
 import numpy as np
 import pytest
 
-from rl_likelihood.data.judged_text import CORRECT, filled
+from rl_likelihood.data.judged_text import CORRECT, JudgeSettings, filled
 from rl_likelihood.errors import UserError
-from rl_likelihood.rollouts.endpoint import HttpSettings, estimate, retry_after
+from rl_likelihood.rollouts import endpoint
+from rl_likelihood.rollouts.endpoint import Endpoint, estimate, retry_after
 from rl_likelihood.rollouts.http_judge import HttpJudge, probability
 from tests.servers import serving
 
@@ -33,15 +34,16 @@ def verdict(body, yes=None):
 
 
 @pytest.fixture(autouse=True)
-def _key_and_no_proxy(monkeypatch):
+def _key_and_no_proxy_and_short_waits(monkeypatch):
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
     monkeypatch.setenv("JUDGE_API_KEY", KEY)
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
 
 
 @contextlib.contextmanager
-def judging(url, **changes):
-    judge = HttpJudge(HttpSettings(url, "m", **{"timeout": 5, "first_wait": 0.01, **changes}), CORRECT)
+def judging(url, cache=":memory:", **changes):
+    judge = HttpJudge(Endpoint(JudgeSettings(url, name="m", **{"timeout": 5, **changes}), cache), CORRECT)
     try:
         yield judge
     finally:

@@ -5,8 +5,9 @@ import contextlib
 import pytest
 
 from rl_likelihood.config import build
+from rl_likelihood.data.judged_text import JudgeSettings
 from rl_likelihood.errors import UserError
-from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
+from rl_likelihood.rollouts.endpoint import Endpoint
 from rl_likelihood.rollouts.judges import form_for
 from rl_likelihood.training.dry_run import dry_run
 from tests.runs import small_config
@@ -67,7 +68,7 @@ def test_a_refused_key_is_named_though_the_server_says_it_in_a_broken_encoding(m
     broken = lambda handler: handler.reply(401, b"no gzip", [("Content-Encoding", "gzip")])
     with (
         serving(None, get=broken) as (url, _),
-        contextlib.closing(Endpoint(HttpSettings(url, "m"))) as endpoint,
+        contextlib.closing(Endpoint(JudgeSettings(url, name="m"))) as endpoint,
         pytest.raises(UserError, match="refuses the key .status 401"),
     ):
         endpoint.refuse_unreachable()

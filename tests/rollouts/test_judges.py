@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
-from rl_likelihood.data.judged_text import MARK, MEETS, SCORE
+from rl_likelihood.data.judged_text import MARK, MEETS, SCORE, JudgeSettings
 from rl_likelihood.data.rubrics import Criterion, Rubric, write_rubrics
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets import sources
@@ -26,7 +26,7 @@ from rl_likelihood.grading import graders
 from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.decoder import forward
 from rl_likelihood.reward_model import best_of
-from rl_likelihood.rollouts.endpoint import HttpSettings
+from rl_likelihood.rollouts.endpoint import Endpoint
 from rl_likelihood.rollouts.host_rewards import HostRewards
 from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.rollouts.judges import judge_of, judged, refuse_judge
@@ -302,7 +302,7 @@ def test_a_resumed_run_judges_itself_without_the_model_that_it_began_with(tmp_pa
 def test_rubrics_are_judged_one_by_one_or_by_one_mark():
     own = {q: Rubric(q, "", tuple(Criterion(f"it has '{w}'", p) for w, p in row)) for q, row in QUESTIONS.items()}
     with serving(by_keyword) as (url, requests):
-        judge = HttpJudge(HttpSettings(url, "m"), MEETS)
+        judge = HttpJudge(Endpoint(JudgeSettings(url, name="m")), MEETS)
         out, met = RubricJudge(judge, own, "signed")(list(own), [["ab", "b"], ["c", None]])
         np.testing.assert_allclose(out.values, [[0.9 * 2 - 0.9, 0.2 * 2 - 0.9], [0.9, 0.2]], atol=1e-6)
         assert [x.shape for x in met] == [(2, 2), (2, 1)] and out.keep.all()
@@ -318,7 +318,7 @@ def test_rubrics_are_judged_one_by_one_or_by_one_mark():
         return handler.reply(200, {"choices": [{"logprobs": {"content": [{"top_logprobs": tops}]}}]})
 
     with serving(marks) as (url, requests):
-        judge = HttpJudge(HttpSettings(url, "m", attempts=1), MARK)
+        judge = HttpJudge(Endpoint(JudgeSettings(url, name="m", attempts=1)), MARK)
         out, met = RubricJudge(judge, own, "implicit")(list(own), [["ab", "b"], ["c", None]])
         np.testing.assert_allclose(out.values, [[(2 * 1 + 3 / 9) / 3] * 2, [0, 0]], atol=1e-6)
         assert out.keep.tolist() == [[True, True], [False, False]], "a row without a verdict has no number"
