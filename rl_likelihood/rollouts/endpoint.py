@@ -8,19 +8,19 @@ appears in a message.
 
 from __future__ import annotations
 
+import asyncio
 import collections
-import concurrent.futures
 import contextlib
 import email.utils
+import functools
 import hashlib
 import json
 import math
 import os
 import random
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ CHAT, EMBEDDINGS, MODELS = "/chat/completions", "/embeddings", "/models"
 CACHE = "judge.sqlite"  # in a workdir: values of replies; with several processes, each has its own file
 
 Read = Callable[[Any], Any]  # a reply's JSON -> the value in it (itself JSON), or None if there is none
+Post = Callable[[dict[str, Any]], Awaitable[tuple[int, Any, bytes]]]  # a body -> (status, headers, content)
 
 
 class NoReply(Exception):
@@ -62,8 +63,6 @@ class Endpoint:
         address, key_variable = settings.model, settings.key_variable
         try:
             import httpx
-
-            from rl_likelihood.rollouts.deadline import Deadline
         except ImportError:
             raise UserError(
                 f"{field} is an address, which needs httpx; run pip install -c constraints.txt -e '.[judge]'"
@@ -84,11 +83,10 @@ class Endpoint:
         self._key = os.environ.get(key_variable, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise UserError(f"{key_variable} holds characters that no key has; set it to the key alone")
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        headers = httpx.Headers({"Authorization": f"Bearer {self._key}"} if self._key else {})
         most = httpx.Limits(max_connections=settings.concurrency)
-        self._client, self._deadline = httpx.Client(headers=headers, timeout=settings.timeout, limits=most), Deadline()
-        self._deadline.apply(self._client)
-        self._cache, self._lock, self._stop = _Cache(cache, f"{limits}cache"), threading.Lock(), threading.Event()
+        self._client = functools.partial(httpx.AsyncClient, headers=headers, timeout=None, limits=most)
+        self._cache = _Cache(cache, f"{limits}cache")
         self._refusal: UserError | None = None
 
     def ask(self, bodies: Sequence[dict[str, Any]], read: Read, path: str = CHAT) -> list[Any]:
@@ -98,21 +96,17 @@ class Endpoint:
         keys = [hashlib.sha256(json.dumps([address, body], sort_keys=True).encode()).hexdigest() for body in requests]
         by_key = dict(zip(keys, requests, strict=True))
         cached = self._cache.get(list(by_key))
-        self._ask({key: body for key, body in by_key.items() if key not in cached}, cached, read, path)
+        new = {key: body for key, body in by_key.items() if key not in cached}
+        if new:
+            _run(self._ask, new, cached, read, path)
         return [cached.get(key) for key in keys]
 
     def refuse_unreachable(self) -> None:
         """UserError if nobody answers at the address, or if the key is refused. Any other reply is accepted, and its
         content is not read."""
-        self._deadline.begin(self.settings.timeout)
         try:
-            with self._client.stream("GET", self.settings.model.rstrip("/") + MODELS) as reply:
-                if reply.status_code in KEY_REFUSED:
-                    text = b""
-                    with contextlib.suppress(self.httpx.DecodingError):  # its Content-Encoding is wrong
-                        text = next(reply.iter_bytes(), b"")
-                    self._refuse(reply.status_code, self._shown(text))
-        except self.httpx.TransportError as error:
+            _run(self._reach, self.settings.model.rstrip("/") + MODELS)
+        except (TimeoutError, self.httpx.TransportError) as error:
             raise UserError(
                 f"{self.field} is {self.settings.model}, where nobody answers ({type(error).__name__}); start "
                 "the server or give another address"
@@ -124,30 +118,41 @@ class Endpoint:
         return self._cache.calls, self._cache.tokens
 
     def close(self) -> None:
-        """Closes the connections and the cache."""
-        self._client.close()
+        """Closes the cache."""
         self._cache.close()
 
-    def _ask(self, bodies: dict[str, dict[str, Any]], cached: dict[str, Any], read: Read, path: str) -> None:
-        """Sends these requests and adds their values to `cached` and the cache. UserError if all calls would fail."""
-        self._stop.clear()
-        self._refusal = None
-        try:
-            with concurrent.futures.ThreadPoolExecutor(self.settings.concurrency) as pool:
-                jobs = {pool.submit(self._one, body, read, path): key for key, body in bodies.items()}
-                pending = set(jobs)
-                try:
-                    while pending:
-                        done, pending = concurrent.futures.wait(pending, SAVE_EVERY)
-                        self._keep({jobs[job]: job for job in done}, cached)
-                except BaseException:
-                    self._stop.set()
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-        finally:
-            self._cache.save({})
+    async def _reach(self, address: str) -> None:
+        """UserError if the key is refused."""
+        async with (
+            asyncio.timeout(self.settings.timeout),
+            self._client() as client,
+            client.stream("GET", address) as reply,
+        ):
+            if reply.status_code in KEY_REFUSED:
+                text = b""
+                with contextlib.suppress(self.httpx.DecodingError):  # its Content-Encoding is wrong
+                    text = await anext(reply.aiter_bytes(), b"")
+                self._refuse(reply.status_code, self._shown(text))
 
-    def _keep(self, done: dict[str, concurrent.futures.Future], cached: dict[str, Any]) -> None:
+    async def _ask(self, bodies: dict[str, dict[str, Any]], cached: dict[str, Any], read: Read, path: str) -> None:
+        """Sends these requests and adds their values to `cached` and the cache. UserError if all calls would fail."""
+        self._refusal, limit = None, asyncio.Semaphore(self.settings.concurrency)
+        async with self._client() as client:
+            post = functools.partial(self._post, client, self.settings.model.rstrip("/") + path)
+            jobs = {asyncio.create_task(self._one(limit, post, body, read)): key for key, body in bodies.items()}
+            pending = set(jobs)
+            try:
+                while pending:
+                    done, pending = await asyncio.wait(pending, timeout=SAVE_EVERY)
+                    self._keep({jobs[job]: job for job in done}, cached)
+            finally:
+                self._cache.save({})
+                for job in pending:
+                    job.cancel()
+                if pending:
+                    await asyncio.wait(pending)
+
+    def _keep(self, done: dict[str, asyncio.Task], cached: dict[str, Any]) -> None:
         """Adds the values of completed calls to `cached` and the cache, and counts failures. UserError if a call
         raised one."""
         values, refusals = dict[str, Any](), []
@@ -170,17 +175,21 @@ class Endpoint:
             say(f"{self.field}: a call to {self.settings.model} failed: {kind}{text and f' ({text})'}")
         self.failures[kind] += 1
 
-    def _one(self, body: dict[str, Any], read: Read, path: str) -> Any:
-        """The value of one call, with retries."""
+    async def _one(self, limit: asyncio.Semaphore, post: Post, body: dict[str, Any], read: Read) -> Any:
+        """The value of one call, with retries. It waits for `limit` first."""
+        async with limit:
+            return await self._tried(post, body, read)
+
+    async def _tried(self, post: Post, body: dict[str, Any], read: Read) -> Any:
         failure, text, attempts = "no attempt", "", self.settings.attempts
         for attempt in range(attempts):
-            if self._refusal:  # another thread's, which would come here too
+            if self._refusal:  # of another call; this one would get the same
                 raise self._refusal
             self._reserve(body)
             wait = FIRST_WAIT * 2**attempt * random.uniform(0.5, 1)
             try:
-                status, headers, content = self._post(body, path)
-            except self.httpx.TimeoutException:
+                status, headers, content = await post(body)
+            except TimeoutError:
                 failure = "timeout"
             except (self.httpx.TransportError, self.httpx.DecodingError) as error:
                 failure = f"connection ({type(error).__name__})"
@@ -193,17 +202,15 @@ class Endpoint:
                 if status not in RETRIED and status < 500:
                     break
                 wait = max(wait, retry_after(headers.get("retry-after", "")))
-            if attempt + 1 == attempts or self._stop.wait(min(wait, LONGEST_WAIT)):
-                break
+            if attempt + 1 < attempts:
+                await asyncio.sleep(min(wait, LONGEST_WAIT))
         raise NoReply(failure, text)
 
-    def _post(self, body: dict[str, Any], path: str) -> tuple[int, Any, bytes]:
+    async def _post(self, client: Any, address: str, body: dict[str, Any]) -> tuple[int, Any, bytes]:
         """(status, headers, content). The deadline covers the whole call: a server may send byte by byte."""
-        self._deadline.begin(self.settings.timeout)
-        address = self.settings.model.rstrip("/") + path
-        with self._client.stream("POST", address, json=body) as reply:
+        async with asyncio.timeout(self.settings.timeout), client.stream("POST", address, json=body) as reply:
             content = bytearray()
-            for part in reply.iter_bytes():
+            async for part in reply.aiter_bytes():
                 content += part
                 if len(content) > MOST_BYTES:
                     break
@@ -243,29 +250,35 @@ class Endpoint:
     def _reserve(self, body: dict[str, Any]) -> None:
         """Counts a call before it is made. UserError if it would exceed a limit."""
         max_calls, max_tokens = self.settings.max_calls, self.settings.max_tokens
-        with self._lock:
-            calls, tokens = self._cache.calls + 1, self._cache.tokens + estimate(body)
-            if max_calls and calls > max_calls:
-                raise UserError(f"{self.limits}max_calls is {max_calls}, and that many were made; raise it to continue")
-            if max_tokens and tokens > max_tokens:
-                raise UserError(
-                    f"{self.limits}max_tokens is {max_tokens}, and {self._cache.tokens} were used; raise it to continue"
-                )
-            self._cache.calls, self._cache.tokens = calls, tokens
+        calls, tokens = self._cache.calls + 1, self._cache.tokens + estimate(body)
+        if max_calls and calls > max_calls:
+            raise UserError(f"{self.limits}max_calls is {max_calls}, and that many were made; raise it to continue")
+        if max_tokens and tokens > max_tokens:
+            raise UserError(
+                f"{self.limits}max_tokens is {max_tokens}, and {self._cache.tokens} were used; raise it to continue"
+            )
+        self._cache.calls, self._cache.tokens = calls, tokens
 
     def _correct(self, body: dict[str, Any], reply: Any) -> None:
         """Replaces the estimated number of tokens by the server's count, if it gives a valid one."""
         usage = reply.get("usage") if isinstance(reply, dict) else None
         total = usage.get("total_tokens") if isinstance(usage, dict) else None
         if isinstance(total, int) and not isinstance(total, bool) and 0 < total < 1 << 24:
-            with self._lock:
-                self._cache.tokens += total - estimate(body)
+            self._cache.tokens += total - estimate(body)
+
+
+def _run(work: Callable[..., Awaitable[None]], *given: Any) -> None:
+    """Runs a coroutine function to its end, in a thread of its own: a notebook's thread already runs a loop. Ctrl-C
+    cancels it."""
+    from anyio.from_thread import start_blocking_portal  # comes with httpx
+
+    with start_blocking_portal() as portal:
+        portal.call(work, *given)
 
 
 class _Cache:
-    """Values of replies by the hash of the request, and the calls and tokens spent. Only the two counts are used from
-    several threads. Several processes may share the file: each adds what it spent itself, and one that starts later
-    counts the calls of all before it."""
+    """Values of replies by the hash of the request, and the calls and tokens spent. Several processes may share the
+    file: each adds what it spent itself, and one that starts later counts the calls of all before it."""
 
     def __init__(self, path: str, setting: str) -> None:
         self._setting = setting

@@ -1,9 +1,11 @@
 """The HTTP judge against a server on this machine that is slow, wrong, throttling, hanging or lying."""
 
+import asyncio
 import contextlib
 import json
 import logging
 import math
+import signal
 import sqlite3
 import threading
 import time
@@ -153,7 +155,7 @@ def test_what_every_call_would_get_ends_the_run_and_no_message_has_the_key(statu
             str(refusal.value),
             repr(judge.endpoint.settings),
             caplog.text,
-            repr(vars(judge.endpoint._client)["_headers"]),
+            repr(judge.endpoint._client),
         ]
         assert all(KEY not in text for text in texts)
 
@@ -188,6 +190,33 @@ def test_a_server_that_hangs_or_drips_is_given_up_at_the_deadline():
             assert judge.endpoint.failures == {"timeout": 1} and len(requests) == 2
         assert time.monotonic() - start < 3
     assert len(closed) == 2, "the connections of both attempts"
+
+
+def test_ctrl_c_ends_all_calls_at_once_and_what_they_cost_is_stored(tmp_path):
+    path, release = tmp_path / "cache.sqlite", threading.Event()
+
+    def behave(handler, number, body):
+        if number == 3:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        release.wait(60)
+
+    start = time.monotonic()
+    with serving(behave) as (url, requests), judging(url, timeout=60, concurrency=3, cache=str(path)) as judge:
+        with pytest.raises(KeyboardInterrupt):
+            ask(judge, *map(str, range(9)))
+        assert time.monotonic() - start < 20 and len(requests) == 3
+        release.set()
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            assert db.execute("select calls from spent").fetchall() == [(3,)]
+
+
+def test_it_can_be_asked_where_a_loop_runs_as_in_a_notebook():
+    async def cell(judge):
+        judge.endpoint.refuse_unreachable()
+        return ask(judge, "right")
+
+    with serving(good) as (url, _), judging(url) as judge:
+        assert asyncio.run(cell(judge)).values == pytest.approx(0.8)
 
 
 def test_a_broken_or_absent_server_is_a_failure():
