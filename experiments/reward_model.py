@@ -32,7 +32,7 @@ from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge, word_log
 from rl_likelihood.model.architecture import ModelConfig, Params, head_matrix
 from rl_likelihood.model.decoder import Completions, forward
 from rl_likelihood.model.head import token_stats
-from rl_likelihood.rollouts.local_judge import LocalJudge, as_judge, load_decoder, local_judge, reader_of
+from rl_likelihood.rollouts.local_judge import LocalJudge, load_decoder, local_judge, reader_of
 from rl_likelihood.shapes import CHAIN, PAD, Compared, Judged
 
 OUT = Path(__file__).parent / "results" / "reward_model.json"
@@ -238,8 +238,7 @@ def main() -> None:
     }
     missing = [name for name in ways if name not in results["done"]]
     if missing:
-        config, params = load_decoder(a.model)
-        model = Model(a.model, as_judge(config, jax.default_backend()), params)
+        model = Model(a.model, *load_decoder(a.model))
         for name in missing:
             save(name, ways[name](model, rows))
     if a.reward_model:

@@ -76,10 +76,12 @@ def describe_decoder(path: str) -> tuple[ModelConfig, str]:
 
 
 def load_decoder(path: str) -> tuple[ModelConfig, Params]:
-    """(the model, its parameters on the host)."""
+    """(the model as a judge runs it, its parameters on the host)."""
     if (Path(path) / checkpoint.FOLDER).is_dir():
-        return checkpoint.restore_params(path)[:2]
-    return files.load(assets.resolve(path).resolve(), classifier=True)
+        model, params = checkpoint.restore_params(path)[:2]
+    else:
+        model, params = files.load(assets.resolve(path).resolve(), classifier=True)
+    return as_judge(model, jax.default_backend()), params
 
 
 def load_head(path: str | Path) -> tuple[ValueHead, float] | None:
@@ -144,6 +146,5 @@ def local_judge(
     reader, _ = reader_of(path, form, max_prompt, max_row, template, names)
     head, words = load_head(path), judged_text.words_of(reader)
     model, params = load_decoder(path)
-    model = as_judge(model, jax.default_backend())
     judge = Judge("judge", model, words) if head is None else Judge("reward_model", model)
     return LocalJudge(reader, judge, JudgeParams(params, None if head is None else head[0]), make_judge(judge))

@@ -22,7 +22,7 @@ from rl_likelihood.errors import UserError
 from rl_likelihood.rewards.rubric import RubricSettings
 from rl_likelihood.rollouts.endpoint import CHAT, EMBEDDINGS, Endpoint, cache_of
 from rl_likelihood.rollouts.http_judge import text_of
-from rl_likelihood.rollouts.local_judge import as_judge, describe_decoder, load_decoder
+from rl_likelihood.rollouts.local_judge import describe_decoder, load_decoder
 from rl_likelihood.rollouts.similar_answers import WIDTHS, decoder_vectors
 from rl_likelihood.sampler import decode
 from rl_likelihood.settings import Config
@@ -152,7 +152,6 @@ def _local(c: Config, path: str) -> tuple[Write, Embed | None]:
     _, tokenizer_at = describe_decoder(path)
     text, eos_ids = load_tokenizer(tokenizer_at, c.judge.template, "judge.template")
     model, params = load_decoder(path)
-    model = as_judge(model, jax.default_backend())
     params = jax.device_put(params, jax.local_devices()[0])
     vocab = tokenizer.vocab_bytes(text, model.vocab_size)
     fmt = prompts.chain_format(text, vocab, eos_ids, c.prompt)

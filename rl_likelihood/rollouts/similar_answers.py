@@ -19,7 +19,7 @@ from rl_likelihood.grading.graders import numeric_match
 from rl_likelihood.learner.judge import mean_state
 from rl_likelihood.model.architecture import ModelConfig, Params
 from rl_likelihood.rewards import rules
-from rl_likelihood.rollouts.local_judge import Verdicts, as_judge, describe_decoder, load_decoder
+from rl_likelihood.rollouts.local_judge import Verdicts, describe_decoder, load_decoder
 from rl_likelihood.task import load_tokenizer
 
 WIDTHS = 64  # texts are padded to a multiple of this, because each width is compiled once
@@ -90,7 +90,7 @@ def similar_answers(path: str, device: Any, references: Sequence[str], cosine: f
     _, tokenizer_at = describe_decoder(path)
     text, _ = load_tokenizer(tokenizer_at, "plain")
     model, params = load_decoder(path)
-    model, params = as_judge(model, jax.default_backend()), jax.device_put(params, device)
+    params = jax.device_put(params, device)
     vocab = tokenizer.vocab_bytes(text, model.vocab_size)
     encode = lambda texts: ids_of(text, vocab, list(texts), plain=True)
     embed = functools.partial(decoder_vectors, model, params, encode)
