@@ -19,8 +19,6 @@ import dataclasses
 import functools
 import html
 import os
-import runpy
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +28,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rl_likelihood.cli.command import quiet_start, refuse_address
-from rl_likelihood.config import apply_preset, build, flatten, no_field, tree
+from rl_likelihood.config import apply_preset, build, flatten, from_file, no_field, tree
 from rl_likelihood.data.prompts import EncodedExample, collate, completion_ids, encode_all
 from rl_likelihood.errors import UserError
 from rl_likelihood.grading.graders import extract_answer
@@ -61,19 +59,7 @@ def config(file: str = "", fields: dict[str, Any] | None = None) -> ConfigDict:
 
     `fields` have the names of the command line, {"optim.lr": 1e-4}. A "preset" among them is applied first.
     """
-    fields, c = fields or {}, tree()
-    if file:
-        path, _, argument = file.partition(":")
-        if not Path(path).is_file():
-            raise UserError(f"config file {path} does not exist")
-        sys.path.insert(0, str(Path(path).resolve().parent.parent))  # configs import one another as configs.NAME
-        try:
-            names = runpy.run_path(path)
-            if "get_config" not in names:
-                raise UserError(f"config file {path} has no function get_config()")
-            c = names["get_config"](argument)
-        finally:
-            sys.path.pop(0)
+    fields, c = fields or {}, from_file(file) if file else tree()
     known_fields = flatten(c)
     for name in fields:
         if name not in known_fields:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from ml_collections import ConfigDict
 
 from rl_likelihood import fields
 from rl_likelihood.checks import validate
-from rl_likelihood.errors import UserError
+from rl_likelihood.errors import UserError, user_code
 from rl_likelihood.fields import nearest, one_of
+from rl_likelihood.grading.worker import run_file
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.settings import Config
 from rl_likelihood.tables import parse_reward
@@ -42,6 +44,27 @@ def build(c: ConfigDict) -> Config:
         config = dataclasses.replace(config, reward=dataclasses.replace(config.reward, terms=terms))
     validate(config)
     return config
+
+
+def from_file(name: str) -> ConfigDict:
+    """The config of `NAME.py[:key=value,...]`, from its get_config()."""
+    file, _, argument = name.partition(":")
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise UserError(f"config file {file} does not exist; run from the folder that it is named from")
+    root = str(path.parent.parent)
+    sys.path.insert(0, root)  # configs import one another as configs.NAME
+    try:
+        with user_code(file):
+            module = run_file(str(path), path.stat().st_mtime_ns)
+            if not hasattr(module, "get_config"):
+                raise UserError(f"config file {file} has no function get_config()")
+            c = module.get_config(argument)
+    finally:
+        sys.path.remove(root)
+    if not isinstance(c, ConfigDict):
+        raise UserError(f"{file}: get_config() gives {c!r}; it must return the config that configs/base.py gives")
+    return c
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:

@@ -15,7 +15,6 @@ sweep goes on with the same command.
 from __future__ import annotations
 
 import argparse
-import functools
 import logging
 import os
 import sys
@@ -25,9 +24,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rl_likelihood.cli.command import refuse_address
-from rl_likelihood.config import apply_preset, binding_differences, build, flatten
+from rl_likelihood.config import apply_preset, binding_differences, build, flatten, from_file
 from rl_likelihood.errors import Parser, UserError, exits, user_code
-from rl_likelihood.grading.worker import run_file
 from rl_likelihood.report import figures, page, plots, table, table_text
 from rl_likelihood.runtime import disk, run_files
 from rl_likelihood.runtime.console import outlive_the_terminal
@@ -104,20 +102,9 @@ def act(a: argparse.Namespace) -> int:
 # ------------------------------------------------------------------------------------------- points and configs
 
 
-@functools.cache
-def _config_module(file: str):
-    path = Path(file)
-    if not path.is_file():
-        raise UserError(f"config file {file} does not exist; run from the folder that it is named from")
-    sys.path.insert(0, str(path.resolve().parent.parent))
-    return run_file(str(path))
-
-
 def resolve(p: Point) -> ConfigDict:
     """The whole config of a point, as its run will read it. Refuses what the run would refuse before it loads data."""
-    file, _, argument = p.config.partition(":")
-    with user_code():
-        c = _config_module(file).get_config(argument)
+    c = from_file(p.config)
     for name, value in p.overrides.items():
         try:
             c.update_from_flattened_dict({name: tuple(value) if isinstance(value, list) else value})

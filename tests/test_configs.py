@@ -1,11 +1,12 @@
 """Config files of data sets: what they say of themselves, what they take, and the papers' settings."""
 
 import importlib
+import sys
 
 import pytest
 
 from experiments import base_rates
-from rl_likelihood.config import build
+from rl_likelihood.config import build, from_file
 from rl_likelihood.data.prompts import INSTRUCTION
 from rl_likelihood.datasets import DATASETS
 from rl_likelihood.errors import UserError
@@ -111,3 +112,42 @@ def test_the_table_of_base_rates():
     row = {"questions": 8, "greedy_chain_helps": [0.25]}
     cells = row_of(base_rates.table({"chain_sum": row}, base_rates.LIKELIHOODS))
     assert cells["chain helps"] == "25%" and cells["answer tokens"] == "-"
+
+
+def test_a_config_file_takes_arguments_and_imports_its_neighbours_and_is_read_again_when_it_changes(tmp_path):
+    (tmp_path / "neighbours").mkdir()
+    file = tmp_path / "neighbours" / "mine.py"
+    (tmp_path / "neighbours" / "with_lr.py").write_text("LR = 0.5\n")
+    text = (
+        "from neighbours.with_lr import LR\n"
+        "from configs.base import get_config as base\n"
+        "def get_config(arg=''):\n    c = base()\n    c.optim.lr, c.seed = LR, int(arg or 3)\n    return c\n"
+    )
+    before = list(sys.path)
+    file.write_text(text)
+    c = from_file(f"{file}:4")
+    assert (c.optim.lr, c.seed, from_file(str(file)).seed) == (0.5, 4, 3)
+    file.write_text(text.replace("or 3", "or 55"))
+    assert from_file(str(file)).seed == 55 and sys.path == before
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (None, ["config file", "mine.py does not exist"]),
+        ("", ["config file", "mine.py has no function get_config()"]),
+        (
+            "def get_config(arg):\n    return {'seed': 1}\n",
+            ["mine.py: get_config() gives {'seed': 1}", "configs/base.py"],
+        ),
+        ("def get_config(arg):\n    return unknown\n", ["mine.py:2: NameError", "unknown"]),
+        ("import sys\nsys.exit(3)\n", ["mine.py:2: SystemExit"]),
+    ],
+)
+def test_what_is_wrong_with_a_config_file_is_named(tmp_path, text, words):
+    file = tmp_path / "mine.py"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError) as refusal:
+        from_file(str(file))
+    assert all(word in str(refusal.value) for word in words), str(refusal.value)
