@@ -95,8 +95,8 @@ def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
         raise UserError(f"judge.model {c.judge.model!r} failed on all {failures} verdicts; see its messages above")
     useful = [rubric for rubric in filtered if rubrics.suits(rubric, aggregate)]
     refused = sum(bool(rubric.criteria) for rubric in filtered) - len(useful)
-    kept = {rubric.prompt for rubric in useful}
-    left_out = [rubric._replace(criteria=()) for rubric in filtered if rubric.prompt not in kept]
+    separating = {rubric.prompt for rubric in useful}
+    left_out = [rubric._replace(criteria=()) for rubric in filtered if rubric.prompt not in separating]
     left_out += [rubric for rubric in by_question.values() if not rubric.criteria]  # an earlier filter's
     judged_prompts = {rubric.prompt for rubric in filtered}
     not_judged = [r for r in by_question.values() if r.criteria and r.prompt not in judged_prompts]

@@ -282,12 +282,12 @@ def load(
 
 
 def _with_rubrics(train: list[Example], c: Config) -> tuple[list[Example], list[str]]:
-    """(the questions that rubric.path does not leave out, descriptions of the others)."""
+    """(the questions that rubric.path does not leave out, descriptions of those that it does)."""
     left_out = {rubric.prompt for rubric in read_rubrics(c.rubric.path) if not rubric.criteria}
-    kept = [e for e in train if question_of(e) not in left_out]
-    if not kept:
+    others = [e for e in train if question_of(e) not in left_out]
+    if not others:
         raise UserError(f"rubric.path is {c.rubric.path!r}, which leaves out every training question; give rubrics")
-    return kept, [f"{e.id}: left out by its rubric" for e in train if question_of(e) in left_out]
+    return others, [f"{e.id}: left out by its rubric" for e in train if question_of(e) in left_out]
 
 
 def _refuse_positions(c: Config, model: ModelConfig, fmt: ChainFormat) -> None:

@@ -96,12 +96,12 @@ def measured(compare: Compare, a: dict[str, Answered], b: dict[str, Answered]) -
     pairs = common(a, b)
     judge = calibrate(compare, [x._replace(reference=x.reference or y.reference) for x, y in pairs])
     for name, loser in LOSERS.items():
-        found, (low, high) = judge[name], judge[name]["ci95"]
+        tested, (low, high) = judge[name], judge[name]["ci95"]
         if not low > 0.5:  # also for NaN
-            cut = f"{found['cut']} comparisons had a cut answer, so raise --max_row, or " if found["cut"] else ""
+            cut = f"{tested['cut']} comparisons had a cut answer, so raise --max_row, or " if tested["cut"] else ""
             refusal = (
-                f"no win rate: the judge prefers a reference answer to {loser} in {100 * found['accuracy']:.1f} % "
-                f"of {found['pairs']} pairs (95 % interval {100 * low:.1f} to {100 * high:.1f}), which is not "
+                f"no win rate: the judge prefers a reference answer to {loser} in {100 * tested['accuracy']:.1f} % "
+                f"of {tested['pairs']} pairs (95 % interval {100 * low:.1f} to {100 * high:.1f}), which is not "
                 f"above chance; {cut}take another judge"
             )
             return {"judge": judge, "refused": refusal}

@@ -42,14 +42,14 @@ def _relations(node: Node) -> bool:
 def _value(node: Node, answers: bool) -> Node:
     """What x = 5 or a list of such says; of different names, x = 1, y = 2, the tuple in the order of the alphabet."""
     if node.kind != "list":
-        return _said(node) if _names(node, answers) is not None else node
+        return _named_value(node) if _names(node, answers) is not None else node
     first, *others = node.parts
     if not any(map(_relations, others)) and _names(first, answers) is not None:  # x = 1, 2
-        return Node("set", (_said(first), *others))
+        return Node("set", (_named_value(first), *others))
     names = [_names(part, answers) for part in node.parts]
     if None in names:
         return node
-    values = tuple(map(_said, node.parts))
+    values = tuple(map(_named_value, node.parts))
     if len(set(names)) == 1:  # x = 1 or x = 2
         return Node("set", values)
     if len(set(names)) < len(names) or any(value.kind in ("list", "sequence") for value in values):
@@ -60,8 +60,8 @@ def _value(node: Node, answers: bool) -> Node:
     return Node("sequence", ("(", ")", *values))
 
 
-def _said(node: Node) -> Node:
-    """The value: what follows "=", or stands before it in 5 = x."""
+def _named_value(node: Node) -> Node:
+    """The value of a name: what follows "=", or stands before it in 5 = x."""
     signs, left, right = node.parts
     if signs == ("in",):
         return as_interval(right)
@@ -70,14 +70,14 @@ def _said(node: Node) -> Node:
 
 def says_value(node: Node) -> bool:
     """Is it a name and its value, x = 5, that has no symbols?"""
-    return _names(node, answers=False) is not None and not symbols(_said(node))
+    return _names(node, answers=False) is not None and not symbols(_named_value(node))
 
 
 def _names(node: Node, answers: bool) -> str | None:
     """The name of x = 5 or of x in [1, 2], which does not occur in its value."""
     if node.kind != "relation" or node.parts[0] not in (("=",), ("in",)):
         return None
-    value = _said(node)
+    value = _named_value(node)
     label = node.parts[2] if value is node.parts[1] else node.parts[1]  # 5 = x
     known = _is_name(label, answers) or (answers and _is_sum(label))
     if node.parts[0] == ("in",) and value.kind not in ("interval", "set", "union", "without"):

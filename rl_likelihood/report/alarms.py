@@ -37,7 +37,7 @@ RATIO_MAX, RATIO_ESS = 10.0, 0.5
 # each by more than so many standard errors.
 WINDOW, ERRORS = 20, 2.0
 # A critic that is right on this share of the pairs for WINDOW steps teaches the policy little.
-TOLD, CRITIC, TIE = 0.95, "critic/accuracy", "critic/tie"
+RECOGNISED, CRITIC, TIE = 0.95, "critic/accuracy", "critic/tie"
 
 
 @dataclasses.dataclass
@@ -176,18 +176,18 @@ def _over_optimised(run: Alarms, values: Values) -> str | None:
 def _critic(run: Alarms, values: Values) -> str | None:
     def always(metric: str) -> bool:
         last = list(run.recent.get(metric, ()))[-WINDOW:]
-        return metric in values and len(last) == WINDOW and min(last) > TOLD
+        return metric in values and len(last) == WINDOW and min(last) > RECOGNISED
 
     if always(TIE):
         return (
-            f"{TIE} was over {TOLD:.0%} for {WINDOW} steps: the critic no longer tries to distinguish answers from the "
-            "data's, so all answers get the same reward; lower adversarial.tau_critic"
+            f"{TIE} was over {RECOGNISED:.0%} for {WINDOW} steps: the critic no longer tries to distinguish answers "
+            "from the data's, so all answers get the same reward; lower adversarial.tau_critic"
         )
     if not always(CRITIC):
         return None
     return (
-        f"{CRITIC} was over {TOLD:.0%} for {WINDOW} steps: the critic recognises nearly every sampled answer, so its "
-        "score hardly shows how to improve; teach the format first (warm_start.steps), or lower adversarial.lr and "
+        f"{CRITIC} was over {RECOGNISED:.0%} for {WINDOW} steps: the critic recognises nearly every sampled answer, so "
+        "its score hardly shows how to improve; teach the format first (warm_start.steps), or lower adversarial.lr and "
         "adversarial.head_lr, in the form raro adversarial.critic_share"
     )
 

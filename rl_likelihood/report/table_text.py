@@ -199,8 +199,8 @@ def grid_csv(blocks: Sequence[Block], paper: Paper = ()) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     rows = blocks[0].rows if blocks else "row"
-    found = {name for b in blocks for line in b.lines for name in line.cells}
-    columns = [c for c in COLUMNS if c in GRID_COLUMNS or c.name in found]
+    measured = {name for b in blocks for line in b.lines for name in line.cells}
+    columns = [c for c in COLUMNS if c in GRID_COLUMNS or c.name in measured]
     writer.writerow([*names, rows, "metric", "measured", *Cell._fields[:-1], "questions", "done", "runs", "published"])
     for block in blocks:
         for line in block.lines:

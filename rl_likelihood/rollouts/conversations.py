@@ -72,7 +72,7 @@ class Conversations:
         self.task = task
         self.environment: Environment = environment_of(c.env)
         self.seconds = c.env.seconds
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
         self.markup: Markup = markup(task.tokenizer, task.fmt, c.sampler.max_env_tokens)
 
     def sample(
@@ -111,8 +111,8 @@ class Conversations:
         results = in_time(calls, self.seconds, problem)
         for failed in (result for result in results if isinstance(result, Failed)):
             kind = f"{method} {failed.kind}"  # its words may differ in every conversation
-            if kind not in self._said:
-                self._said.add(kind)
+            if kind not in self._reported:
+                self._reported.add(kind)
                 say(
                     f"warning: the environment {self.task.config.env.name} failed in its method {method} "
                     f"({failed.why}); such conversations are left out"

@@ -134,10 +134,10 @@ class Copy:
         try:
             self.upload()
         except UserError:
-            kept = self.folder.with_name(f"{self.folder.name}.not_uploaded")
-            shutil.rmtree(kept, ignore_errors=True)
-            self.folder.rename(kept)
-            say(f"bucket   the last files are not in {self.address}, but in {kept}")
+            copy = self.folder.with_name(f"{self.folder.name}.not_uploaded")
+            shutil.rmtree(copy, ignore_errors=True)
+            self.folder.rename(copy)
+            say(f"bucket   the last files are not in {self.address}, but in {copy}")
             raise
 
     def upload(self) -> None:

@@ -30,7 +30,7 @@ class InUse(UserError):
 
 
 def say_line(text: str) -> None:
-    """Like `console.say`, but without importing jax: sweeps and ray's workers take locks without jax."""
+    """Like `console.say`, which cannot be imported here: it imports run_files, which imports this module."""
     with contextlib.suppress(OSError):
         print(text, flush=True)
 

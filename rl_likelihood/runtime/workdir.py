@@ -120,8 +120,8 @@ def keep_inputs(workdir: Path, date: str, digests: dict[str, str], force: bool |
         )
     if changed:
         say(f"warning: {workdir} resumes with other {changed[0]} (--force)")
-    kept = {BEGINNING: old[BEGINNING]} if BEGINNING in old else {}
-    replace(workdir / INPUTS, json.dumps({"date": date, **kept, **digests}) + "\n")
+    beginning = {BEGINNING: old[BEGINNING]} if BEGINNING in old else {}
+    replace(workdir / INPUTS, json.dumps({"date": date, **beginning, **digests}) + "\n")
 
 
 def _or_force(force: bool | None) -> str:

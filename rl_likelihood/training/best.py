@@ -39,8 +39,8 @@ def best_line(workdir: Path, rows: Sequence[dict[str, Any]], name: str, fast_spl
     """The console's line about the best step of a run that has ended. `rows`: its own evaluations."""
     row = best_of(rows, name, higher_is_better(name), fast_split)[0]
     step, value = row["step"], number(row[name], metric(name))
-    kept = (workdir / checkpoint.FOLDER / str(step)).is_dir()  # not in a run that had no train.best
-    where = f"; evaluate and export take --step={step}" if kept else " (its checkpoint was not kept)"
+    saved = (workdir / checkpoint.FOLDER / str(step)).is_dir()  # not in a run that had no train.best
+    where = f"; evaluate and export take --step={step}" if saved else " (its checkpoint was not kept)"
     return f"best     {name} {value} after step {step}{where}"
 
 
