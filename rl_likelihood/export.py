@@ -103,46 +103,45 @@ def hub_model(model_path: str, name: str) -> tuple[str, str]:
     return (name, parts[parts.index(cache) + 2]) if cache in parts else ("", "")  # cache/snapshots/COMMIT
 
 
-def published_base(workdir: Path) -> tuple[str, str]:
-    """Where peft finds exactly the base of a run's adapters: (a name of the Hub, its commit), or (a folder, "").
-    ("", "") if it is in neither."""
+def published_base(workdir: Path) -> tuple[str, str, str]:
+    """Where peft finds exactly the base of a run's adapters: (a name of the Hub, its commit, ""), (a folder, "", "").
+    ("", "", "") if it is in neither, and ("", "", a name of the Hub) if only that model's folder, which is missing,
+    would show whether it is the base."""
     model_path, meta = checkpoint.describe(workdir)[2:]
     kind, folder, config = lora_of(workdir, meta).base_dtype, Path(model_path), meta["config"]
-    there = (folder / CONFIG).exists()
-    if config["warm_start.steps"] or kind == "int8" or (kind == "bfloat16" and not (there and is_bfloat16(folder))):
-        return "", ""
-    name, commit = hub_model(model_path, config["model.path"])
+    there, (name, commit) = (folder / CONFIG).exists(), hub_model(model_path, config["model.path"])
+    if config["warm_start.steps"] or kind == "int8":
+        return "", "", ""
+    if kind == "bfloat16" and not (there and is_bfloat16(folder)):
+        return "", "", "" if there else name
     if name:
-        return name, commit
+        return name, commit, ""
     # A run that began with a workdir has another model.path: `folder` is only where its tokenizer came from.
     same = Path(config["model.path"]).expanduser().resolve() == folder.resolve()
-    return (str(folder.resolve()), "") if there and same else ("", "")
+    return str(folder.resolve()) if there and same else "", "", ""
 
 
 def refuse_local_base(workdir: Path) -> None:
     """UserError unless the `published_base` is a model of the Hub."""
-    model_path, meta = checkpoint.describe(workdir)[2:]
-    (base, commit), config = published_base(workdir), meta["config"]
-    if commit:
-        return
-    name, kind = hub_model(model_path, config["model.path"])[0], lora_of(workdir, meta).base_dtype
-    if name and kind == "bfloat16" and not config["warm_start.steps"] and not Path(model_path, CONFIG).exists():
+    base, commit, unknown = published_base(workdir)
+    if unknown:
         raise UserError(
-            f"--push with --adapters: lora.base_dtype is 'bfloat16', and without {model_path} it is unknown whether "
-            f"{name} is stored in bfloat16; export on a machine with that folder, or leave out --adapters, which "
-            "pushes one model"
+            f"--push with --adapters: lora.base_dtype is 'bfloat16', and without {checkpoint.describe(workdir)[2]} it "
+            f"is unknown whether {unknown} is stored in bfloat16; export on a machine with that folder, or leave out "
+            "--adapters, which pushes one model"
         )
-    raise UserError(
-        f"--push with --adapters: the base of these adapters is {base or 'a folder that --out will hold'}, not a "
-        "model of the Hugging Face Hub; leave out --adapters, which pushes one model"
-    )
+    if not commit:
+        raise UserError(
+            f"--push with --adapters: the base of these adapters is {base or 'a folder that --out will hold'}, not a "
+            "model of the Hugging Face Hub; leave out --adapters, which pushes one model"
+        )
 
 
 def export_adapters(workdir: Path, cfg: ModelConfig, adapters: Params, out: Path, dtype: str = "float32") -> None:
     """Writes the adapters to a folder for peft. Also writes their base model, rounded as in training, to `out`/base,
     unless it is the `published_base`."""
     files.refuse_adapters(out, cfg.family)
-    (base, commit), (model_path, meta) = published_base(workdir), checkpoint.describe(workdir)[2:]
+    (base, commit, _), (model_path, meta) = published_base(workdir), checkpoint.describe(workdir)[2:]
     lora = lora_of(workdir, meta)
     if not base:
         base = str((out / "base").resolve())
