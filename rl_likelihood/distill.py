@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from rl_likelihood.cli.command import define_processes, from_flags, run_main
+from rl_likelihood.cli.command import define_processes, from_flags, required, run_main
 from rl_likelihood.config import build
 from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.prompts import INSTRUCTION
@@ -49,9 +49,7 @@ DISTILL = "distill.jsonl"
 
 def main() -> None:
     values, _ = from_flags()
-    if not flags.FLAGS.workdir:
-        raise UserError("--workdir is missing; give the folder for the chains, for example --workdir=runs/teacher")
-    workdir = Path(flags.FLAGS.workdir)
+    workdir = Path(required("workdir", "runs/teacher"))
     with claimed(build(values), workdir, finder) as f:
         distill(f, workdir)
 

@@ -23,7 +23,7 @@ from absl import flags
 from safetensors import SafetensorError
 
 from rl_likelihood import fields
-from rl_likelihood.cli.command import run_main
+from rl_likelihood.cli.command import required, run_main
 from rl_likelihood.data.tokenizer import save_tokenizer, vocab_bytes
 from rl_likelihood.errors import UserError
 from rl_likelihood.learner.judge import ValueHead
@@ -152,13 +152,11 @@ def export_adapters(workdir: Path, cfg: ModelConfig, adapters: Params, out: Path
 
 def main() -> None:
     flag = flags.FLAGS
-    for name in ("workdir", "out"):
-        if not flag[name].value:
-            raise UserError(f"--{name} is missing; write --workdir=DIR --out=HF_DIR")
+    address, out = required("workdir", "runs/first"), required("out", "exported")
     if flag.push and not re.fullmatch(r"[\w.-]+/[\w.-]+", flag.push):
         raise UserError(f"--push is {flag.push!r}; give a repository of the Hugging Face Hub, as owner/name")
-    with bucket.copied(flag.workdir, flag.step) as workdir:
-        write(workdir, Path(flag.out))
+    with bucket.copied(address, flag.step) as workdir:
+        write(workdir, Path(out))
 
 
 def write(workdir: Path, out: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from rl_likelihood.cli.command import define_processes, from_flags, run_main
+from rl_likelihood.cli.command import define_processes, from_flags, required, run_main
 from rl_likelihood.config import build
 from rl_likelihood.errors import UserError
 from rl_likelihood.model.architecture import Params
@@ -41,9 +41,7 @@ REER, TABLE = "reer.jsonl", "reer.json"
 
 def main() -> None:
     values, _ = from_flags()
-    if not flags.FLAGS.workdir:
-        raise UserError("--workdir is missing; give the folder for the chains, for example --workdir=runs/reer")
-    run(build(values), Path(flags.FLAGS.workdir))
+    run(build(values), Path(required("workdir", "runs/reer")))
 
 
 def run(c: Config, workdir: Path) -> None:

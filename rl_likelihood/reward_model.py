@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from rl_likelihood.cli.command import from_flags, run_main
+from rl_likelihood.cli.command import from_flags, required, run_main
 from rl_likelihood.config import build
 from rl_likelihood.data import judged_text, tokenizer
 from rl_likelihood.data.byte_tokenizer import BYTES
@@ -80,9 +80,7 @@ class Setup:
 
 def main() -> bool:
     c = build(from_flags()[0])
-    if not flags.FLAGS.workdir:
-        raise UserError("--workdir is missing; give the folder for this run's files, for example --workdir=runs/rm")
-    workdir = Path(flags.FLAGS.workdir)
+    workdir = Path(required("workdir", "runs/rm"))
     if flags.FLAGS.best_of:
         print(json.dumps(best_of(c, workdir, flags.FLAGS.best_of)))
         return False

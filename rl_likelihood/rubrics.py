@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from rl_likelihood.cli.command import from_flags, run_main
+from rl_likelihood.cli.command import from_flags, required, run_main
 from rl_likelihood.config import build
 from rl_likelihood.data import rubrics
 from rl_likelihood.data.judged_text import question_of
@@ -127,9 +127,7 @@ def main() -> None:
     if values.show:
         say(show(rubrics.read_rubrics(c.rubric.path)))
         return
-    if not values.workdir:
-        raise UserError("--workdir is missing; give a folder for the replies and for what --filter leaves")
-    workdir = Path(values.workdir)
+    workdir = Path(required("workdir", "runs/rubrics"))
     make_folder(workdir)
     print(json.dumps((make if values.make else filter_rubrics)(c, workdir)))
 

@@ -19,14 +19,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from rl_likelihood.cli.command import define_processes, from_flags, run_main
+from rl_likelihood.cli.command import define_processes, from_flags, required, run_main
 from rl_likelihood.cli.summary import summary
 from rl_likelihood.config import build, describe, flatten
 from rl_likelihood.data.byte_tokenizer import BYTES
 from rl_likelihood.data.prompts import digest_of_ids
 from rl_likelihood.data.tokenizer import keep_tokenizer
 from rl_likelihood.datasets.questions import digest, digest_of_files
-from rl_likelihood.errors import UserError
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import all_finite, init_reference, init_state, models_of, state_shardings
 from rl_likelihood.mesh import put
@@ -296,9 +295,7 @@ def main() -> bool:
     if flags.FLAGS.dry_run:
         dry_run(config)
         return False
-    if not flags.FLAGS.workdir:
-        raise UserError("--workdir is missing; give the folder for this run's files, for example --workdir=runs/first")
-    with bucket.opened(flags.FLAGS.workdir) as (workdir, copy):
+    with bucket.opened(required("workdir", "runs/first")) as (workdir, copy):
         return not run(config, workdir, flags.FLAGS.force, copy)
 
 

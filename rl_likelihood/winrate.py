@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from rl_likelihood.cli.command import run_main
+from rl_likelihood.cli.command import required, run_main
 from rl_likelihood.data.judged_text import BETTER, JudgeSettings, Names, refuse_long
 from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation import winrate
@@ -127,9 +127,8 @@ def measured_by_server(remote: HttpJudge, a: dict[str, Answered], b: dict[str, A
 
 def main() -> None:
     values = flags.FLAGS
-    for name in ("a", "b", "judge"):
-        if not values[name].value:
-            raise UserError(f"--{name} is missing; write --a=RUN --b=RUN --judge=MODEL")
+    for name, example in (("a", "runs/first"), ("b", "runs/second"), ("judge", "smollm2-135m-instruct")):
+        required(name, example)
     a, b = (read_answers(values[name].value, name) for name in ("a", "b"))
     form = BETTER.after(values.task)
     if "://" in values.judge:

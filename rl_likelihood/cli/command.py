@@ -200,6 +200,14 @@ def keep_programs() -> None:
             jax.config.update(name, value)
 
 
+def required(name: str, example: str) -> str:
+    """The value of a flag. UserError if it is missing."""
+    value = flags.FLAGS[name].value
+    if not value:
+        raise UserError(f"--{name} is missing; for example --{name}={example}")
+    return value
+
+
 def define_processes() -> None:
     """The flags of a run of several processes."""
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, or JAX_COORDINATOR_ADDRESS; a Cloud TPU knows")
