@@ -1,5 +1,6 @@
 """The documents: links, paths, commands, fields and names exist, and numbers are those of the result files."""
 
+import importlib
 import importlib.util
 import inspect
 import json
@@ -14,7 +15,7 @@ from experiments import base_rates, reward_model
 from rl_likelihood.config import all_fields, apply_preset, build
 from rl_likelihood.datasets import procedural
 from rl_likelihood.presets import PRESETS
-from rl_likelihood.report import table_text
+from rl_likelihood.report import alarms, table_text
 from rl_likelihood.report.alarms import ALARMS
 from rl_likelihood.rollouts import samples
 from rl_likelihood.shapes import Outcomes
@@ -126,9 +127,39 @@ def test_every_extra_is_in_its_table():
     assert sorted(named) == sorted(extras)
 
 
-def test_every_alarm_is_named():
-    listed = TEXTS["docs/architecture.md"].split("in words: ")[1].split("(`report")[0]
-    assert [name.strip() for name in listed.replace("\n ", "").split(",")] == list(ALARMS)
+def test_every_alarm_has_its_row():
+    rows = cells(TEXTS["docs/troubleshooting.md"], "| warning |")
+    assert [row[0] for row in rows] == list(ALARMS)
+    source = inspect.getsource(alarms)
+    for name, says, *_ in rows:
+        assert all(metric in source for metric in re.findall(r"`(\w+/\w+)`", says)), name
+
+
+def test_every_paper_that_is_cited_is_in_the_references():
+    code = (path.read_text() for path in (ROOT / "rl_likelihood").rglob("*.py"))
+    others = (text for name, text in TEXTS.items() if name != "docs/references.md")
+    cited = set(re.findall(r"\b[12]\d{3}\.\d{5}\b", "".join([*others, *code])))
+    rows = re.findall(r"^\| .+ \| \[(\S+)\]\(https://arxiv.org/abs/(\S+)\) \|", TEXTS["docs/references.md"], re.M)
+    assert all(number == address for number, address in rows)
+    assert sorted(number for number, _ in rows) == sorted(cited)
+
+
+def test_the_settings_of_the_first_gpu_run_fit_together():
+    page = TEXTS["docs/first_gpu_run.md"]
+    runs = re.findall(r"RUN=\((.*?)\)\n", page, re.DOTALL)
+    assert len(runs) == 2
+    for run in runs:
+        file, argument = re.search(r"--config=configs/(\w+)\.py:(\S+)", run).groups()
+        c = importlib.import_module(f"configs.{file}").get_config(argument)
+        values = {k: json.loads(v) if v[0].isdigit() else v for k, v in re.findall(r"--config\.([\w.]+)=(\S+)", run)}
+        c.update_from_flattened_dict(values)
+        build(c)
+    for module, rest in re.findall(r"python -m (rl_likelihood[\w.]+)(.*)", page):
+        source = Path(importlib.util.find_spec(module).origin).read_text()
+        if module.endswith("report.page"):
+            source = (ROOT / "rl_likelihood" / "report" / "page" / "__main__.py").read_text()
+        for flag in re.findall(r" --(\w+)(?![\w.])", rest):
+            assert flag == "config" or f'"{flag}"' in source or f'"--{flag}"' in source, (module, flag)
 
 
 def test_the_files_and_fields_of_a_workdir_are_those_of_the_code():

@@ -53,17 +53,15 @@ def in_base(stats: PolicyStats, base: Literal["e", "2"]) -> PolicyStats:
 
 
 def self_certainty(stats: PolicyStats) -> Float[Array, "P G"]:
-    """(1/n) sum_t KL(uniform || p_t) = mean_t [-log V - (1/V) sum_v log p_t(v)], nats: eq. 1 of Intuitor
-    (2505.19590). 0 for uniform distributions, else positive. It grows without bound as the probability of any token
-    goes to 0."""
+    """(1/n) sum_t KL(uniform || p_t), Intuitor (2505.19590). 0 for uniform distributions, else positive."""
+    # Eq. 1 of the paper, in nats: mean_t [-log V - (1/V) sum_v log p_t(v)]. It grows without bound as the probability
+    # of any token goes to 0.
     return _mean(stats.self_certainty, stats.mask)
 
 
 def self_certainty_raw(stats: PolicyStats) -> Float[Array, "P G"]:
-    """(1/n) sum_t -(1/V) sum_v log p_t(v) = self_certainty + log V, nats, as in Intuitor's released code.
-
-    The constant cancels in every group-relative advantage, so it changes only the logged values.
-    """
+    """self_certainty + log V = (1/n) sum_t -(1/V) sum_v log p_t(v), as in Intuitor's released code."""
+    # The constant cancels in every group-relative advantage, so it changes only the logged values.
     raw = self_certainty(stats) + jnp.log(jnp.float32(stats.vocab_size))
     return jnp.where(stats.mask.any(-1), raw, 0.0)
 

@@ -34,10 +34,8 @@ def _four(tags: Tags) -> tuple[str, str, str, str]:
 
 
 def format(text: str, tags: Tags) -> float:
-    """1 if the response is one think block and one answer block, with only white space around and between, else 0.
-
-    Each of the four tags must occur exactly once, in order (DeepSeek-R1-Zero; RLPR; NOVER's format gate).
-    """
+    """1 if the response is one think block and one answer block, with only white space around and between, else 0."""
+    # Each of the four tags must occur exactly once, in order (DeepSeek-R1-Zero; RLPR; NOVER's format gate).
     text = _closed(text.strip(), tags.answer_close)
     four = think_open, think_close, answer_open, answer_close = _four(tags)
     if any(text.count(tag) != 1 for tag in four):

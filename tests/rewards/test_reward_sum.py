@@ -60,7 +60,8 @@ def test_every_grader_is_a_reward_and_every_row_says_what_it_is():
     table = reward_table()
     assert set(table) == set(REWARDS) | set(GRADERS)
     for name, reward in table.items():
-        assert reward.about and (reward.function is None) == (reward.kind in ("grader", "judge")), name
+        assert reward.about and "\n" not in reward.about, f"{name}: one line"
+        assert (reward.function is None) == (reward.kind in ("grader", "judge")), name
         assert set(reward.reads) <= {"chain", "answer", "reference", "group"}, name
 
 
