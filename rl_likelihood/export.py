@@ -57,7 +57,8 @@ def export(
 
     UserError if the tokenizer does not match the vocabulary, or if `out` contains other weights.
     """
-    tokenizer, stop = load_tokenizer(str(model_path))
+    # A policy may have been trained on raw text. A sequence classifier reads conversations.
+    tokenizer, stop = load_tokenizer(str(model_path), "model" if "score" in params else "raw", "judge.template")
     if "score" in params:
         pad_unlike_the_end(tokenizer)
     vocab_bytes(tokenizer, cfg.vocab_size)  # refuses a tokenizer of another model

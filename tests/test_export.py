@@ -242,6 +242,34 @@ def test_model_with_the_byte_tokenizer(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, files.load(tmp_path)[1], params)
 
 
+def without_template(model):
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = None
+    (model / "chat_template.jinja").unlink()
+    save_tokenizer(tokenizer, model)
+    assert load_tokenizer(model).chat_template is None
+
+
+def test_a_base_model_without_a_chat_template_is_exported(tmp_path):
+    folder, out = tmp_path / "run", tmp_path / "out"
+    cfg, adapters = lora_run(folder, CONFIGS["qwen3"])
+    without_template(folder / "model")
+    export(cfg, random_params(cfg, 1), folder / "model", out)
+    export_adapters(folder, cfg, adapters, tmp_path / "adapters")
+    for written in (out, tmp_path / "adapters" / "base"):
+        assert load_tokenizer(written).chat_template is None
+        assert load_tokenizer(written).get_vocab() == load_tokenizer(folder / "model").get_vocab()
+        jax.tree.map(np.testing.assert_array_equal, files.load(written)[1], random_params(cfg, 1))
+
+
+def test_a_sequence_classifier_needs_a_chat_template(tmp_path):
+    cfg, params = write("qwen3", tmp_path / "base")
+    without_template(tmp_path / "base")
+    with pytest.raises(UserError, match="no chat template.*judge.template=plain"):
+        export(cfg, {**params, "score": None}, tmp_path / "base", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_tokenizer_of_another_model(tmp_path):
     write("llama", tmp_path / "base")
     cfg = ModelConfig(family="llama", kv_heads=2, **{**BASE, "vocab_size": 100})
