@@ -67,6 +67,7 @@ def test_command(tmp_path):
     assert json.loads((tmp_path / "out" / "export.json").read_text()) == {
         "workdir": str((tmp_path / "run").resolve()),
         "run": run_id(tmp_path / "run"),
+        "initial_model": "",
         "step": 3,
         "dtype": "float32",
     }
@@ -198,6 +199,24 @@ def test_another_model_is_written_over_only_when_told_to(tmp_path):
     (out / "export.json").write_text("half a li")
     with pytest.raises(UserError, match="holds another model"):
         refuse_another(out, Path(run_b))
+
+
+def test_another_run_in_the_same_workdir_is_another_run(tmp_path):
+    """A workdir was deleted and its path used again, with another model."""
+    workdir, out = tmp_path / "run", tmp_path / "out"
+    for folder in (workdir, out):
+        folder.mkdir()
+    (out / "config.json").write_text("{}")
+    (workdir / "config.json").write_text('{"seed": 1}')
+    origin = {"workdir": str(workdir.resolve()), "run": "0123456789abcdef", "initial_model": "a"}
+    for kept, exported, refused in (("a", "a", False), ("b", "a", True), ("", "a", False), ("b", "", False)):
+        (workdir / "inputs.json").write_text(json.dumps({"initial_model": kept} if kept else {}))
+        (out / "export.json").write_text(json.dumps(origin | {"initial_model": exported}))
+        if refused:
+            with pytest.raises(UserError, match=f"the model of {workdir}, from a run that began with another.*--force"):
+                refuse_another(out, workdir)
+        else:
+            refuse_another(out, workdir)
 
 
 def test_a_folder_that_cannot_be_made_is_refused_in_words(tmp_path):
