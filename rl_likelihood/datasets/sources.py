@@ -343,7 +343,8 @@ def _load_documents(cfg: DataConfig, training: bool) -> Loaded:
 
 
 def _load_prepared(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
-    """Splits that `prepare` made and cleaned; only questions of the worked examples are left to remove."""
+    """Splits that `prepare` made. It removed held-out questions from the split train, by the data set's own rule (two
+    tasks of tau2 may have one text), but not from other splits, and it knows no worked examples."""
     if not cfg.train_path:
         raise UserError("data.train_path is empty; name a folder that python -m rl_likelihood.datasets.prepare wrote")
     rows, held = prepared.load(cfg.train_path, cfg.train_split, cfg.heldout_split, training)
@@ -357,9 +358,16 @@ def _load_prepared(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
     worked = questions.worked_groups(shown, ())
     rows, removed = questions.without_worked(rows, worked)
     held, removed_held = questions.without_worked(held, worked)
-    train = _first(rows, cfg, "train", cfg.train_path) if training else []
+    asked = set() if cfg.train_split in ("", "train") else {group_key(row) for row in held}
+    free, overlap = without(rows, asked, "a held-out question")
+    if rows and not free:
+        raise UserError(
+            f"data.train_split is {cfg.train_split!r}, whose questions are all held out (data.heldout_split) or "
+            "variants of held-out ones; name another split"
+        )
+    train = _first(free, cfg, "train", cfg.train_path) if training else []
     heldout = _first(held, cfg, "heldout", cfg.train_path)
-    removed += removed_held
+    removed += removed_held + overlap
     return train, heldout, LoadReport(read, 0, len(removed), removed=tuple(removed))
 
 
