@@ -101,6 +101,11 @@ def resolve_prompt(prompt: PromptConfig, cfg: DataConfig, most: int) -> PromptCo
 def _own_examples(path: str, cfg: DataConfig, most: int) -> Shots:
     if not most or (cfg.source == "reasoning_gym" and not path):
         return ()
+    if cfg.source == "documents" and not path:
+        raise UserError(
+            "data.source is 'documents', which has no worked examples; name a file of them in prompt.examples_path, or "
+            "set prompt.examples=0 and warm_start.examples=0"
+        )
     if path:
         rows = read_rows(_located(path, "prompt.examples_path"), _folder(path), cfg.columns, cfg.skip_bad_rows)[0]
     elif cfg.source == "prepared":
