@@ -102,6 +102,12 @@ def test_a_document_shorter_than_its_cut_is_refused_by_file_and_line(rows, words
         assert len(train) == 2 and len(report.bad_rows) == 1
 
 
+def test_a_null_id_is_missing(tmp_path):
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": f"{TEXT} {TEXT}", "id": None}) + "\n")
+    cfg = DataConfig("documents", train_path=str(tmp_path / "texts.jsonl"), heldout_size=0)
+    assert sources.load(cfg)[0][0].id.startswith("texts.jsonl:1@")
+
+
 def test_worked_examples_of_documents_come_from_a_file(tmp_path):
     cfg = DataConfig("documents", train_path=file_of(tmp_path, [TEXT]))
     with pytest.raises(UserError, match="'documents'.*prompt.examples_path.*prompt.examples=0 .*warm_start.examples=0"):
