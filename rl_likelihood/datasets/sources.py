@@ -133,6 +133,8 @@ def describe(cfg: DataConfig, train: Sequence, heldout: Sequence, report: LoadRe
     removed = f"; removed {', '.join(parts)}" if parts else ""
     other = [] if cfg.source in ("reasoning_gym", "prepared") else files.unread(cfg.train_path)
     removed += f"; not read: {', '.join(other[:5])} (only JSON, JSON lines, parquet)" if other else ""
+    unused = f" and {len(report.unused) - 5} more" if len(report.unused) > 5 else ""
+    removed += f"; not used: {', '.join(report.unused[:5])}{unused} (named for no split)" if report.unused else ""
     return f"{name}: {len(train)} training and {len(heldout)} held-out questions{removed}"
 
 
@@ -211,8 +213,9 @@ def _folder(path: str) -> str:
     return path[: len(path) - len(Path(path).name)] if Path(path).is_file() else path.rstrip("/") + "/"
 
 
-def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Location, Any]] | None]:
-    """Records of `train_path` to train on, and those that its files name as held out; None if they name none."""
+def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Location, Any]] | None, tuple[str, ...]]:
+    """Records of `train_path` to train on, those that its files name as held out (None if they name none), and files
+    that are in neither because they are named for no split."""
     if not cfg.train_path:
         raise UserError(f"data.train_path is empty; name {OWN.fetch} with --config.data.train_path=PATH")
     if cfg.heldout_path and cfg.heldout_split:
@@ -224,7 +227,7 @@ def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Loca
     for location, record in _located(cfg.train_path, "data.train_path"):
         by_split.setdefault(location.split, []).append((location, record))
     if len(by_split) < 2 and not cfg.train_split and not cfg.heldout_split:
-        return next(iter(by_split.values()), []), None  # one file, whatever it is called
+        return next(iter(by_split.values()), []), None, ()  # one file, whatever it is called
     train = cfg.train_split or ("train" if "train" in by_split else "")
     heldout = cfg.heldout_split or next((s for s in prepared.HELDOUT if s in by_split and s != train), "")
     for name, split in (("train_split", train), ("heldout_split", heldout)):
@@ -234,14 +237,15 @@ def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Loca
             raise UserError(f"data.{name} is {split!r}, but the files of {cfg.train_path} are {files_are}")
     if heldout == train:
         raise UserError(f"data.train_split and data.heldout_split are both {train!r}; name two splits")
-    return by_split[train], by_split[heldout] if heldout and not cfg.heldout_path else None
+    unused = dict.fromkeys(location.file for location, _ in by_split.get("", []) if train)
+    return by_split[train], by_split[heldout] if heldout and not cfg.heldout_path else None, tuple(unused)
 
 
 def _load_files(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
     if cfg.prompt_column in (cfg.answer_column, cfg.chain_column):
         other = "answer" if cfg.prompt_column == cfg.answer_column else "chain"
         raise UserError(f"data.prompt_column and data.{other}_column are both {cfg.prompt_column!r}; name two columns")
-    located, located_held = _sides(cfg)
+    located, located_held, unused = _sides(cfg)
     rows, bad = read_rows(located, _folder(cfg.train_path), cfg.columns, cfg.skip_bad_rows)
     held_path = cfg.heldout_path or cfg.train_path
     if cfg.heldout_path:
@@ -275,7 +279,7 @@ def _load_files(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
         )
     train = _first(train, cfg, "train", cfg.train_path) if training else []
     merged, overlap = again + again_held, removed + removed_held + variants
-    return train, held, LoadReport(read, len(merged), len(overlap), (*bad, *bad_held), (*merged, *overlap))
+    return train, held, LoadReport(read, len(merged), len(overlap), (*bad, *bad_held), (*merged, *overlap), unused)
 
 
 def _heldout_size(cfg: DataConfig, rows: int, groups: int) -> int:
