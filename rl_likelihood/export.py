@@ -33,7 +33,7 @@ from rl_likelihood.rollouts.local_judge import load_head, save_head
 from rl_likelihood.runtime import bucket, checkpoint
 from rl_likelihood.runtime.run_files import read_object
 from rl_likelihood.runtime.workdir import CONFIG as RUN_CONFIG
-from rl_likelihood.runtime.workdir import INPUTS, tokenizer_path
+from rl_likelihood.runtime.workdir import INPUTS, digest_of_beginning, tokenizer_path
 from rl_likelihood.task import load_tokenizer
 from rl_likelihood.weights import files
 from rl_likelihood.weights.hugging_face import CONFIG, INDEX, WEIGHTS, is_bfloat16
@@ -57,7 +57,8 @@ def export(
 
     UserError if the tokenizer does not match the vocabulary, or if `out` contains other weights.
     """
-    tokenizer, stop = load_tokenizer(str(model_path))
+    # A policy may have been trained on raw text. A sequence classifier reads conversations.
+    tokenizer, stop = load_tokenizer(str(model_path), "model" if "score" in params else "raw", "judge.template")
     if "score" in params:
         pad_unlike_the_end(tokenizer)
     vocab_bytes(tokenizer, cfg.vocab_size)  # refuses a tokenizer of another model
@@ -161,7 +162,7 @@ def main() -> None:
 
 def write(workdir: Path, out: Path) -> None:
     """Exports the run in `workdir` to `out`, as the flags say."""
-    flag, run = flags.FLAGS, run_id(workdir)
+    flag, run, initial = flags.FLAGS, run_id(workdir), digest_of_beginning(workdir)
     refuse_workdir(out, workdir, checkpoint.describe(workdir)[2])
     if not flag.force:
         refuse_another(out, workdir)
@@ -180,7 +181,7 @@ def write(workdir: Path, out: Path) -> None:
                 save_head(out, *scoring)  # with the spread of its scores, for this package's judges
             what = f"{count(params):,} parameters, {flag.dtype}"
         address = flag.workdir if bucket.is_address(flag.workdir) else str(workdir.resolve())
-        origin = {"workdir": address, "run": run, "step": step, "dtype": flag.dtype}
+        origin = {"workdir": address, "run": run, "initial_model": initial, "step": step, "dtype": flag.dtype}
         (out / ORIGIN).write_text(json.dumps(origin) + "\n")
     except (OSError, SafetensorError) as e:
         raise UserError(f"--out={out}: cannot be written ({getattr(e, 'strerror', None) or e})") from e
@@ -236,16 +237,20 @@ def refuse_workdir(out: Path, workdir: Path, model_path: str) -> None:
 
 
 def refuse_another(out: Path, workdir: Path) -> None:
-    """UserError if the folder `out` contains a model that was not exported from this run."""
+    """UserError if the folder `out` contains a model that was not exported from this run.
+
+    Two runs in one workdir, one after the other, differ if they began with different models."""
     try:
         origin = json.loads((out / ORIGIN).read_text()) if (out / ORIGIN).exists() else {}
         origin_workdir = origin.get("workdir", "")
     except (OSError, ValueError, AttributeError):
         origin, origin_workdir = {}, ""
+    known = {origin.get("initial_model"), digest_of_beginning(workdir)} - {None, ""}  # runs of old versions have none
     same_folder = origin_workdir == str(workdir.resolve())
-    same_run = same_folder or (bool(origin.get("run")) and origin["run"] == run_id(workdir))
+    same_run = same_folder and len(known) < 2 or (bool(origin.get("run")) and origin["run"] == run_id(workdir))
     if not same_run and any((out / name).exists() for name in (ORIGIN, CONFIG, WEIGHTS, INDEX, files.ADAPTERS)):
         description = f"the model of {origin_workdir}" if origin_workdir else "another model"
+        description += ", from a run that began with another model" if same_folder else ""
         raise UserError(f"--out={out} holds {description}; choose another folder, or write over it with --force")
 
 

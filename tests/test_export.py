@@ -67,6 +67,7 @@ def test_command(tmp_path):
     assert json.loads((tmp_path / "out" / "export.json").read_text()) == {
         "workdir": str((tmp_path / "run").resolve()),
         "run": run_id(tmp_path / "run"),
+        "initial_model": "",
         "step": 3,
         "dtype": "float32",
     }
@@ -200,6 +201,24 @@ def test_another_model_is_written_over_only_when_told_to(tmp_path):
         refuse_another(out, Path(run_b))
 
 
+def test_another_run_in_the_same_workdir_is_another_run(tmp_path):
+    """A workdir was deleted and its path used again, with another model."""
+    workdir, out = tmp_path / "run", tmp_path / "out"
+    for folder in (workdir, out):
+        folder.mkdir()
+    (out / "config.json").write_text("{}")
+    (workdir / "config.json").write_text('{"seed": 1}')
+    origin = {"workdir": str(workdir.resolve()), "run": "0123456789abcdef", "initial_model": "a"}
+    for kept, exported, refused in (("a", "a", False), ("b", "a", True), ("", "a", False), ("b", "", False)):
+        (workdir / "inputs.json").write_text(json.dumps({"initial_model": kept} if kept else {}))
+        (out / "export.json").write_text(json.dumps(origin | {"initial_model": exported}))
+        if refused:
+            with pytest.raises(UserError, match=f"the model of {workdir}, from a run that began with another.*--force"):
+                refuse_another(out, workdir)
+        else:
+            refuse_another(out, workdir)
+
+
 def test_a_folder_that_cannot_be_made_is_refused_in_words(tmp_path):
     cfg, _ = write("llama", tmp_path / "base")
     state = TrainState(step=jnp.int32(1), params=jax.tree.map(jnp.asarray, random_params(cfg, 1)), opt_state={})
@@ -240,6 +259,34 @@ def test_model_with_the_byte_tokenizer(tmp_path):
     text = "<think>1 + 1 = 2</think>\n<answer>2</answer>"
     assert loaded(text).input_ids == tokenizer(text).input_ids
     jax.tree.map(np.testing.assert_array_equal, files.load(tmp_path)[1], params)
+
+
+def without_template(model):
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = None
+    (model / "chat_template.jinja").unlink()
+    save_tokenizer(tokenizer, model)
+    assert load_tokenizer(model).chat_template is None
+
+
+def test_a_base_model_without_a_chat_template_is_exported(tmp_path):
+    folder, out = tmp_path / "run", tmp_path / "out"
+    cfg, adapters = lora_run(folder, CONFIGS["qwen3"])
+    without_template(folder / "model")
+    export(cfg, random_params(cfg, 1), folder / "model", out)
+    export_adapters(folder, cfg, adapters, tmp_path / "adapters")
+    for written in (out, tmp_path / "adapters" / "base"):
+        assert load_tokenizer(written).chat_template is None
+        assert load_tokenizer(written).get_vocab() == load_tokenizer(folder / "model").get_vocab()
+        jax.tree.map(np.testing.assert_array_equal, files.load(written)[1], random_params(cfg, 1))
+
+
+def test_a_sequence_classifier_needs_a_chat_template(tmp_path):
+    cfg, params = write("qwen3", tmp_path / "base")
+    without_template(tmp_path / "base")
+    with pytest.raises(UserError, match="no chat template.*judge.template=plain"):
+        export(cfg, {**params, "score": None}, tmp_path / "base", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_tokenizer_of_another_model(tmp_path):

@@ -242,6 +242,19 @@ def test_no_question_is_on_both_sides(tmp_path):
         reward_model(config(data), tmp_path / "none", only_evaluate=True)
 
 
+def test_comparisons_of_held_out_questions_are_left_out_and_named(tmp_path, capsys):
+    data = write(tmp_path / "rows.jsonl", n=30)
+    held = write(tmp_path / "held.jsonl", n=2)
+    train, heldout = load_comparisons(config(data, data__heldout_path=held, data__heldout_size=0).data)
+    assert (len(train), len(heldout)) == (28, 2)
+    assert f"held-out questions: 2 comparisons ({data}:1; {data}:2)" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_read_is_refused():
+    with pytest.raises(UserError, match="data.train_path is '/proc/self/mem', which cannot be read .*permissions"):
+        load_comparisons(config("/proc/self/mem").data)
+
+
 def test_other_comparisons_are_noticed_on_resume(tmp_path):
     data, run = write(tmp_path / "rows.jsonl", n=12), tmp_path / "run"
     sides = load_comparisons(config(data).data)

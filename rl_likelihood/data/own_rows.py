@@ -118,12 +118,17 @@ def _answer(value: Any, field: str) -> str:
 
 
 def _numbers(value: Any) -> Any:
-    """The value with every `Written` number converted to a number."""
+    """The environment with every `Written` number converted to a number. BadRow for what JSON cannot hold."""
     if isinstance(value, Written):
-        return json.loads(value)
+        try:
+            return json.loads(value)
+        except ValueError:  # Python reads integers of up to 4,300 digits
+            raise BadRow(f"field {ENVIRONMENT!r} holds an integer of {len(value):,} digits; write it as text") from None
+    if not isinstance(value, dict | list | tuple | str | int | float | None):  # a map of parquet is a list of tuples
+        raise BadRow(f"field {ENVIRONMENT!r} holds a {type(value).__name__}, which is not JSON; write a number or text")
     if isinstance(value, dict):
         return {k: _numbers(v) for k, v in value.items()}
-    return [_numbers(v) for v in value] if isinstance(value, list) else value
+    return [_numbers(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _missing(record: dict[str, Any], columns: Columns, column: str) -> str:

@@ -45,7 +45,8 @@ def of_record(record: Any, where: str) -> Comparison:
     if not isinstance(record, dict):
         raise UserError(f"{where}: {record}")
     refuse_no_text(record, where)
-    missing = [name for name in ("chosen", "rejected") if record.get(name) is None]
+    record = {field: value for field, value in record.items() if value is not None}  # null is missing, as in other rows
+    missing = [name for name in ("chosen", "rejected") if name not in record]
     if missing:
         raise UserError(f"{where}: field {missing[0]!r} is missing; a comparison has chosen and rejected")
     chosen, rejected = record["chosen"], record["rejected"]

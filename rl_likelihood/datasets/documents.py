@@ -103,7 +103,8 @@ def read_documents(
             if first is not where:
                 again.append(f"{where} is the text of {first} again")
                 continue
-            works, problems = works_of(str(record.get("id", location.id)), record[cfg.column], cfg, seed)
+            uid = location.id if record.get("id") is None else str(record["id"])
+            works, problems = works_of(uid, record[cfg.column], cfg, seed)
         documents += works
         bad += [f"{folder}{location}: {reason}" for reason in problems]
         if bad and not skip_bad_rows:

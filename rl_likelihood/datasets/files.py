@@ -22,6 +22,7 @@ Records = Iterator[tuple[Location, dict[str, Any] | str]]
 ARCHIVES = (".zip", ".whl", ".tar", ".tar.gz", ".tgz")
 # What the hub and tensorflow-datasets put beside data.
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "features.json")
+CONVERTED = "refs/convert/parquet"  # the revision with the hub's own parquet files of a data set
 _TIMEOUT = 30  # seconds without a byte before a download is given up
 
 
@@ -45,7 +46,7 @@ def locate(sources: list[str], dataset: Files, field: str = "--source") -> list[
             if not fitting:
                 other = next(iter(unread(source)), "")
                 holds = f" but {other}, which is not read ({UNREAD[Path(other).suffix.lower()]})" if other else ""
-                raise UserError(f"{field}={source} holds no file of {dataset.name}{holds}; it needs {dataset.fetch}")
+                raise UserError(f"{field}={named} holds no file of {dataset.name}{holds}; it needs {dataset.fetch}")
             located += [(p, path) for p in fitting]
         else:
             raise UserError(f"{field}={source} does not exist; {_advice(source, path) or f'give {dataset.fetch}'}")
@@ -207,7 +208,8 @@ def _fetch(address: str, target: Path, by_hand: str) -> None:
 def from_hub(address: str, by_hand: str) -> str:
     """The folder of a Hugging Face data set hf:owner/name[@revision], or of one folder in it, hf:owner/name/folder.
 
-    Without a revision (a commit, say) it is the newest. Only files of data are downloaded, to that library's own cache.
+    A revision is a commit, a tag, a branch or a reference (refs/convert/parquet); without one it is the newest. Only
+    files of data are downloaded, to that library's own cache.
     """
     parts = address.removeprefix("hf:").strip("/").split("/")
     if len(parts) < 2 or not all(parts) or ".." in parts:
@@ -215,7 +217,10 @@ def from_hub(address: str, by_hand: str) -> str:
     import huggingface_hub  # slow to import
 
     name, _, revision = parts[1].partition("@")
-    repository, below = f"{parts[0]}/{name}", "/".join(parts[2:])
+    inside = parts[2:]
+    if revision == "refs":
+        revision, inside = "/".join(["refs", *inside[:2]]), inside[2:]
+    repository, below = f"{parts[0]}/{name}", "/".join(inside)
     patterns = [f"{below}/*{suffix}*" if below else f"*{suffix}*" for suffix in (*SUFFIXES, *ARCHIVES)]
     try:
         folder = huggingface_hub.snapshot_download(
@@ -225,4 +230,9 @@ def from_hub(address: str, by_hand: str) -> str:
         raise UserError(f"{address} cannot be fetched ({reason(e)}); {by_hand}") from e
     if below and not Path(folder, below).is_dir():
         raise UserError(f"{address}: the data set {repository} has no folder {below!r} with data; look on its page")
+    if not Path(folder).is_dir():  # nothing was downloaded
+        raise UserError(
+            f"{address} has no JSON or parquet file; the hub converts most data sets to parquet: try "
+            f"hf:{repository}@{CONVERTED}, or look on its page"
+        )
     return str(Path(folder, below))

@@ -62,3 +62,4 @@ class LoadReport:
     overlap_removed: int  # training rows that ask a held-out question or a variant, rows that ask a worked example
     bad_rows: tuple[str, ...] = ()  # "file:line: reason"
     removed: tuple[str, ...] = ()  # the duplicates and overlaps of files, each in words
+    unused: tuple[str, ...] = ()  # files that are named for no split, beside files that are

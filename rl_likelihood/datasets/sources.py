@@ -101,6 +101,11 @@ def resolve_prompt(prompt: PromptConfig, cfg: DataConfig, most: int) -> PromptCo
 def _own_examples(path: str, cfg: DataConfig, most: int) -> Shots:
     if not most or (cfg.source == "reasoning_gym" and not path):
         return ()
+    if cfg.source == "documents" and not path:
+        raise UserError(
+            "data.source is 'documents', which has no worked examples; name a file of them in prompt.examples_path, or "
+            "set prompt.examples=0 and warm_start.examples=0"
+        )
     if path:
         rows = read_rows(_located(path, "prompt.examples_path"), _folder(path), cfg.columns, cfg.skip_bad_rows)[0]
     elif cfg.source == "prepared":
@@ -128,6 +133,8 @@ def describe(cfg: DataConfig, train: Sequence, heldout: Sequence, report: LoadRe
     removed = f"; removed {', '.join(parts)}" if parts else ""
     other = [] if cfg.source in ("reasoning_gym", "prepared") else files.unread(cfg.train_path)
     removed += f"; not read: {', '.join(other[:5])} (only JSON, JSON lines, parquet)" if other else ""
+    unused = f" and {len(report.unused) - 5} more" if len(report.unused) > 5 else ""
+    removed += f"; not used: {', '.join(report.unused[:5])}{unused} (named for no split)" if report.unused else ""
     return f"{name}: {len(train)} training and {len(heldout)} held-out questions{removed}"
 
 
@@ -206,8 +213,9 @@ def _folder(path: str) -> str:
     return path[: len(path) - len(Path(path).name)] if Path(path).is_file() else path.rstrip("/") + "/"
 
 
-def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Location, Any]] | None]:
-    """Records of `train_path` to train on, and those that its files name as held out; None if they name none."""
+def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Location, Any]] | None, tuple[str, ...]]:
+    """Records of `train_path` to train on, those that its files name as held out (None if they name none), and files
+    that are in neither because they are named for no split."""
     if not cfg.train_path:
         raise UserError(f"data.train_path is empty; name {OWN.fetch} with --config.data.train_path=PATH")
     if cfg.heldout_path and cfg.heldout_split:
@@ -219,7 +227,7 @@ def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Loca
     for location, record in _located(cfg.train_path, "data.train_path"):
         by_split.setdefault(location.split, []).append((location, record))
     if len(by_split) < 2 and not cfg.train_split and not cfg.heldout_split:
-        return next(iter(by_split.values()), []), None  # one file, whatever it is called
+        return next(iter(by_split.values()), []), None, ()  # one file, whatever it is called
     train = cfg.train_split or ("train" if "train" in by_split else "")
     heldout = cfg.heldout_split or next((s for s in prepared.HELDOUT if s in by_split and s != train), "")
     for name, split in (("train_split", train), ("heldout_split", heldout)):
@@ -229,14 +237,15 @@ def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Loca
             raise UserError(f"data.{name} is {split!r}, but the files of {cfg.train_path} are {files_are}")
     if heldout == train:
         raise UserError(f"data.train_split and data.heldout_split are both {train!r}; name two splits")
-    return by_split[train], by_split[heldout] if heldout and not cfg.heldout_path else None
+    unused = dict.fromkeys(location.file for location, _ in by_split.get("", []) if train)
+    return by_split[train], by_split[heldout] if heldout and not cfg.heldout_path else None, tuple(unused)
 
 
 def _load_files(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
     if cfg.prompt_column in (cfg.answer_column, cfg.chain_column):
         other = "answer" if cfg.prompt_column == cfg.answer_column else "chain"
         raise UserError(f"data.prompt_column and data.{other}_column are both {cfg.prompt_column!r}; name two columns")
-    located, located_held = _sides(cfg)
+    located, located_held, unused = _sides(cfg)
     rows, bad = read_rows(located, _folder(cfg.train_path), cfg.columns, cfg.skip_bad_rows)
     held_path = cfg.heldout_path or cfg.train_path
     if cfg.heldout_path:
@@ -270,7 +279,7 @@ def _load_files(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
         )
     train = _first(train, cfg, "train", cfg.train_path) if training else []
     merged, overlap = again + again_held, removed + removed_held + variants
-    return train, held, LoadReport(read, len(merged), len(overlap), (*bad, *bad_held), (*merged, *overlap))
+    return train, held, LoadReport(read, len(merged), len(overlap), (*bad, *bad_held), (*merged, *overlap), unused)
 
 
 def _heldout_size(cfg: DataConfig, rows: int, groups: int) -> int:
@@ -343,7 +352,8 @@ def _load_documents(cfg: DataConfig, training: bool) -> Loaded:
 
 
 def _load_prepared(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
-    """Splits that `prepare` made and cleaned; only questions of the worked examples are left to remove."""
+    """Splits that `prepare` made. It removed held-out questions from the split train, by the data set's own rule (two
+    tasks of tau2 may have one text), but not from other splits, and it knows no worked examples."""
     if not cfg.train_path:
         raise UserError("data.train_path is empty; name a folder that python -m rl_likelihood.datasets.prepare wrote")
     rows, held = prepared.load(cfg.train_path, cfg.train_split, cfg.heldout_split, training)
@@ -357,9 +367,16 @@ def _load_prepared(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
     worked = questions.worked_groups(shown, ())
     rows, removed = questions.without_worked(rows, worked)
     held, removed_held = questions.without_worked(held, worked)
-    train = _first(rows, cfg, "train", cfg.train_path) if training else []
+    asked = set() if cfg.train_split in ("", "train") else {group_key(row) for row in held}
+    free, overlap = without(rows, asked, "a held-out question")
+    if rows and not free:
+        raise UserError(
+            f"data.train_split is {cfg.train_split!r}, whose questions are all held out (data.heldout_split) or "
+            "variants of held-out ones; name another split"
+        )
+    train = _first(free, cfg, "train", cfg.train_path) if training else []
     heldout = _first(held, cfg, "heldout", cfg.train_path)
-    removed += removed_held
+    removed += removed_held + overlap
     return train, heldout, LoadReport(read, 0, len(removed), removed=tuple(removed))
 
 

@@ -12,13 +12,14 @@ import numpy as np
 
 from rl_likelihood import __version__
 from rl_likelihood.data.prompts import EncodedExample
-from rl_likelihood.datasets.questions import digest
+from rl_likelihood.datasets.questions import digest, digest_of_files
 from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation import statistics, verse
 from rl_likelihood.grading import graders
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.runtime import run_files
 from rl_likelihood.settings import EvalSettings
+from rl_likelihood.tables import grader_table
 from rl_likelihood.task import Task
 
 FOLDER = "evaluations"  # of a workdir: the records
@@ -46,6 +47,9 @@ def identity_of(
     if c.eval.texts != "none":  # what is copied is looked up in the training texts
         trained = digest([row.example for row in task.train], [])
         measured = {"texts": [c.eval.texts, trained, verse.with_dictionary()]}
+    grader = [c.eval.grader, graders.VERSION, c.eval.grader_seconds, c.eval.unsafe_code]
+    if grader_table(c.reward.file).get(c.eval.grader) is not graders.GRADERS.get(c.eval.grader):
+        grader.append(digest_of_files(c.reward.file))  # the user's own, which VERSION knows nothing of
     talk = {"env": dataclasses.asdict(c.env), "file": own, "turns": turns} if c.converses else {}
     drawn = {"temperature": c.eval.temperature, "top_p": c.eval.top_p, "top_k": c.eval.top_k, "min_p": c.eval.min_p}
     return {
@@ -59,7 +63,7 @@ def identity_of(
         "max_chain": c.sampler.max_chain,
         "max_answer": c.eval_answer,
         # With the deadline: answers that were lost to one are graded again with another.
-        "grader": [c.eval.grader, graders.VERSION, c.eval.grader_seconds, c.eval.unsafe_code],
+        "grader": grader,
         "compute_dtype": task.model.compute_dtype,
         "transition_words": list(c.report.transition_words),
         **talk,

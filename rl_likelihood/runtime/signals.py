@@ -16,8 +16,8 @@ class Requests:
     """Counts requests to stop: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1.
 
     A SIGHUP or SIGUSR1 after the first request is not counted, because kernel and shell may both send SIGHUP when a
-    terminal closes. Nor is the first SIGTERM after SIGUSR1: schedulers send SIGUSR1 early, then SIGTERM at the end of
-    the job's time. Under nohup, SIGHUP stays ignored."""
+    terminal closes. Nor is the first SIGTERM after SIGUSR1 or SIGHUP: schedulers send SIGUSR1 early, then SIGTERM at
+    the end of the job's time, and some terminals send SIGHUP, then SIGTERM. Under nohup, SIGHUP stays ignored."""
 
     def __init__(self) -> None:
         self.times, self.first = 0, 0  # `first`: the number of the first signal
@@ -36,7 +36,7 @@ class Requests:
             self._announced = False
             return
         self.times, self.first = self.times + 1, self.first or number
-        self._announced = number == signal.SIGUSR1
+        self._announced = number in (signal.SIGUSR1, signal.SIGHUP)
 
     def restore(self) -> None:
         """Restores the previous signal handlers."""

@@ -27,6 +27,12 @@ def test_a_question_is_all_that_was_said_before_the_answers(row, prompt):
     assert read.prompt == ("user: Hi\n\nassistant: Yes?\n\nuser: More" if prompt is True else prompt)
 
 
+def test_null_is_missing():
+    empty = dict.fromkeys(("id", "task", "margin"))
+    assert of_record({**ROW, **empty}, "f:1") == of_record(ROW, "f:1")
+    assert of_record(ROW, "f:1") == ("f:1", "q", ("a", "b"), (0.0, 0.0), "", False)
+
+
 @pytest.mark.parametrize(
     "change, words",
     [

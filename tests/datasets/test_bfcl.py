@@ -6,6 +6,7 @@ import pytest
 
 from rl_likelihood.datasets import DATASETS, prepare, splitting
 from rl_likelihood.datasets.common import Row, Skipped
+from rl_likelihood.datasets.sources import DataConfig, load
 from rl_likelihood.errors import UserError
 from rl_likelihood.grading.bfcl import bfcl
 
@@ -162,6 +163,19 @@ def test_questions_without_possible_answers_are_refused(tmp_path):
     folder(tmp_path, POSSIBLE)
     with pytest.raises(UserError, match="possible_answer"):
         prepare.prepare("bfcl", str(tmp_path / "BFCL_v4_simple_python.json"), str(tmp_path / "out"))
+
+
+def test_training_rows_keep_the_rule_by_which_they_were_split(tmp_path):
+    """Two ids are two questions, also with one text: `prepare` put them on both sides."""
+    asked = {"question": [[{"role": "user", "content": "Area?"}]], "function": [AREA]}
+    name, ids = "BFCL_v4_simple_python.json", [f"simple_python_{i}" for i in range(10)]
+    (tmp_path / "possible_answer").mkdir()
+    for file, row in ((name, asked), (f"possible_answer/{name}", {"ground_truth": [{"area": POSSIBLE}]})):
+        (tmp_path / file).write_text("".join(json.dumps({"id": i, **row}) + "\n" for i in ids))
+    prepare.prepare("bfcl", str(tmp_path), str(tmp_path / "out"))
+    for split in ("", "train"):
+        train, held, report = load(DataConfig("prepared", train_path=str(tmp_path / "out"), train_split=split))
+        assert (len(train), len(held), report.removed) == (8, 2, ())
 
 
 def test_the_grader_reads_the_rule_of_a_prepared_row(tmp_path):

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from rl_likelihood.config import build
+from rl_likelihood.data.prompts import PromptConfig
 from rl_likelihood.datasets import sources
 from rl_likelihood.datasets.documents import DocumentConfig, questions_of
 from rl_likelihood.datasets.sources import DataConfig
@@ -99,6 +100,21 @@ def test_a_document_shorter_than_its_cut_is_refused_by_file_and_line(rows, words
         cfg = documents(str(tmp_path / "texts.jsonl"), skip_bad_rows=True, heldout_size=0)
         train, _, report = sources.load(cfg)
         assert len(train) == 2 and len(report.bad_rows) == 1
+
+
+def test_a_null_id_is_missing(tmp_path):
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": f"{TEXT} {TEXT}", "id": None}) + "\n")
+    cfg = DataConfig("documents", train_path=str(tmp_path / "texts.jsonl"), heldout_size=0)
+    assert sources.load(cfg)[0][0].id.startswith("texts.jsonl:1@")
+
+
+def test_worked_examples_of_documents_come_from_a_file(tmp_path):
+    cfg = DataConfig("documents", train_path=file_of(tmp_path, [TEXT]))
+    with pytest.raises(UserError, match="'documents'.*prompt.examples_path.*prompt.examples=0 .*warm_start.examples=0"):
+        sources.resolve_prompt(PromptConfig(examples=1), cfg, most=1)
+    (tmp_path / "shown.jsonl").write_text('{"prompt": "a", "chain": "b", "answer": "c"}\n')
+    prompt = PromptConfig(examples=1, examples_path=str(tmp_path / "shown.jsonl"))
+    assert sources.resolve_prompt(prompt, cfg, most=1).shots == (("a", "b", "c"),)
 
 
 def test_all_held_out_is_refused(tmp_path):

@@ -14,6 +14,7 @@ from rl_likelihood import progress
 from rl_likelihood.datasets import DATASETS, files, prepare
 from rl_likelihood.datasets.sources import OWN
 from rl_likelihood.errors import UserError
+from tests.datasets.reading import lines
 from tests.datasets.test_prepare import gsm8k
 from tests.servers import slow_server
 
@@ -58,18 +59,27 @@ def test_a_data_set_of_the_hub_is_a_source(tmp_path, monkeypatch):
         if repository == "owner/absent":
             raise OSError("404\nnot found")
         asked.append((repository, repo_type, revision, allow_patterns))
+        if repository == "owner/csv":  # no file fits the patterns, so the library makes no folder
+            return str(tmp_path / "snapshot" / "csv")
+        if repository == "owner/described":
+            lines(tmp_path / "described" / "dataset_infos.json", {})
+            return str(tmp_path / "described")
         return str(tmp_path / "snapshot")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
     report = prepare.prepare("gsm8k", "hf:owner/name/main", str(tmp_path / "out"))
     assert report.splits == {"train": 20, "test": 5} and report.duplicates == report.repeats == ()
     prepare.prepare("gsm8k", "hf:owner/name@v1/main", str(tmp_path / "pinned"))
-    assert [a[:3] for a in asked] == [("owner/name", "dataset", None), ("owner/name", "dataset", "v1")]
+    prepare.prepare("gsm8k", "hf:owner/name@refs/convert/parquet/main", str(tmp_path / "converted"))
+    assert [a[:3] for a in asked] == [("owner/name", "dataset", r) for r in (None, "v1", "refs/convert/parquet")]
+    assert asked[2][3] == asked[0][3]
     assert "main/*.parquet*" in asked[0][3]
     for source, words in (
         ("hf:owner/name", "asks the 5 test questions of main/test.jsonl again, .*: hf:owner/name/main or hf:.*/s"),
         ("hf:owner/absent", r"hf:owner/absent cannot be fetched \(404\); give train\.jsonl"),
         ("hf:owner/name/none", "owner/name has no folder 'none' with data"),
+        ("hf:owner/csv", "^hf:owner/csv has no JSON or parquet file; .* try hf:owner/csv@refs/convert/parquet"),
+        ("hf:owner/described", "^--source=hf:owner/described holds no file of gsm8k"),
         ("hf:name", "'hf:name' names no data set of the hub; write hf:owner/name"),
         ("hf:owner/../x", "names no data set of the hub"),
     ):

@@ -222,6 +222,22 @@ def test_files_named_for_splits_are_trained_on_and_held_out(tmp_path):
         assert all(word in str(e.value) for word in words)
 
 
+def test_files_named_for_no_split_beside_others_are_not_used_and_named(tmp_path):
+    folder = tmp_path / "rows"
+    (folder / "old").mkdir(parents=True)
+    for i, name in enumerate(("train", "more", "test", "old/rest")):
+        write(folder / f"{name}.jsonl", questions(2, start=10 * i))
+    cfg = DataConfig("files", train_path=str(folder))
+    train, heldout, report = load(cfg)
+    assert [e.answer for e in train + heldout] == ["0", "1", "20", "21"]
+    assert "; not used: more.jsonl, old/rest.jsonl (named for no split)" in describe(cfg, train, heldout, report)
+    other = write(tmp_path / "other.jsonl", questions(1, start=90))
+    assert load(dataclasses.replace(cfg, heldout_path=other))[2].unused == report.unused == load(cfg, False)[2].unused
+    (folder / "train.jsonl").unlink()
+    train, heldout, report = load(cfg)
+    assert len(train) == 4 and "not used" not in describe(cfg, train, heldout, report)
+
+
 def test_a_data_set_of_the_hub_is_trained_on_by_its_name(tmp_path, monkeypatch):
     import pyarrow
     import pyarrow.parquet

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 import math
 import os
 import re
 import threading
+from decimal import Decimal
 
 import pytest
 
@@ -219,6 +221,10 @@ BAD_LINES = [
     ({"prompt": " \n", "answer": "b"}, "field 'prompt' is empty"),
     ({"prompt": "a", "answer": "\t"}, "field 'answer' is empty"),
     ({"prompt": "a", "answer": "\ud800"}, "field 'answer' holds half of a surrogate pair"),
+    (
+        '{"prompt": "a", "answer": "b", "environment": {"n": [1' + "0" * 4300 + "]}}\n",
+        "field 'environment' holds an integer of 4,301 digits; write it as text",
+    ),
     ({"prompt": "a", "messages": [], "answer": "b"}, "both 'prompt' and 'messages'"),
     ({"messages": [], "answer": "b"}, "field 'messages' must be a list with at least one"),
     ({"messages": ["hello"], "answer": "b"}, "field 'messages[0]' must be an object"),
@@ -328,6 +334,20 @@ def test_single_floats_of_parquet_stay_as_people_write_them(tmp_path):
     assert [e.answer for e in rows] == ["0.1", "2.7", "3"]
     assert [json.loads(e.check).get("alternatives") for e in rows] == [["0.1", "0.7"], None, ["2.7"]]
     assert json.loads(rows[0].check)["environment"] == {"load": [{"mean": 0.1}], "price": [["pen", 0.1]]}
+
+
+@pytest.mark.parametrize("value", [datetime.datetime(2026, 1, 2), datetime.date(2026, 1, 2), b"x", Decimal("1.5")])
+def test_an_environment_of_parquet_holds_only_what_json_can_hold(value, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    pairs = pyarrow.array([[("n", value)]], pyarrow.map_(pyarrow.string(), pyarrow.scalar(value).type))
+    environment = pyarrow.StructArray.from_arrays([pairs], ["map"])
+    rows = {"prompt": ["a?"], "answer": ["b"], "environment": environment}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "rows.parquet")
+    words = f"rows.parquet row 1: field 'environment' holds a {type(value).__name__}, which is not JSON"
+    with pytest.raises(UserError, match=words):
+        load(own(tmp_path / "rows.parquet"))
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,25 @@ def test_a_set_for_evaluation_alone_is_evaluated_and_not_trained_on(tmp_path):
         sources.load(cfg)
 
 
+def test_a_given_split_that_is_trained_on_loses_its_held_out_questions(tmp_path):
+    records = {"valid": ["a?", "b?", "C", "d?", "b?"], "test": ["a?", "c!", "e?"]}
+    for split, asked in records.items():
+        rows = [{"id": f"{split}{i}", "nl_statement": q, "nl_proof": "p"} for i, q in enumerate(asked)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare.prepare("proofnet", f"{tmp_path}/valid.jsonl,{tmp_path}/test.jsonl", str(tmp_path / "out"))
+    cfg = DataConfig("prepared", train_path=str(tmp_path / "out"), train_split="validation", heldout_split="test")
+    train, heldout, report = sources.load(cfg)
+    assert sorted(e.id for e in train) == ["valid1", "valid3", "valid4"]
+    assert sorted(e.id for e in heldout) == ["test0", "test1", "test2"] and report.overlap_removed == 2
+    line = sources.describe(cfg, train, heldout, report)
+    assert all(f"valid{i} asks a held-out question, or a variant of it" in line for i in (0, 2)), line
+    assert sources.load(cfg, training=False)[1] == heldout
+    (tmp_path / "valid.jsonl").write_text('{"id": "v", "nl_statement": "a?", "nl_proof": "p"}\n')
+    prepare.prepare("proofnet", f"{tmp_path}/valid.jsonl,{tmp_path}/test.jsonl", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="data.train_split is 'validation'.*all held out.*name another"):
+        sources.load(dataclasses.replace(cfg, train_path=str(tmp_path / "none")))
+
+
 def test_no_tensorflow_and_no_warning_is_needed(tmp_path):
     program = """
 import sys

@@ -116,6 +116,25 @@ def test_marks_of_older_rules_are_not_kept(tmp_path, monkeypatch):
     assert records_path(tmp_path, 0, again) != records_path(tmp_path, 0, first)
 
 
+OWN = """
+from rl_likelihood.grading.graders import Grader
+GRADERS = {name: Grader(lambda reference, answer: %s, "own") for name in ("mine", "numeric")}
+"""
+
+
+def test_marks_of_an_older_version_of_your_own_grader_are_not_kept(tmp_path):
+    file = tmp_path / "mine.py"
+
+    def grader_of(verdict, name):
+        file.write_text(OWN % verdict)
+        task, params = task_of(reward__file=str(file), eval__grader=name)
+        return identity_of(task, params, task.heldout, 1)["grader"]
+
+    for name in ("mine", "numeric"):  # the second has the name of one of ours
+        assert grader_of("True", name) == grader_of("True", name) != grader_of("False", name)
+    assert grader_of("True", "exact_match") == grader_of("False", "exact_match")
+
+
 def test_one_evaluation_at_a_time_writes_a_file_and_says_how_far_it_is(tmp_path, monkeypatch):
     task, params = task_of(eval__prompts=2)
     monkeypatch.setattr("rl_likelihood.progress.EVERY", 0.01)

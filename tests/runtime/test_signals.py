@@ -30,11 +30,12 @@ def test_a_signal_in_the_middle_of_a_print_asks_to_stop_and_says_so(monkeypatch,
     assert stop.requested and "stopping after this step" in capfd.readouterr().out
 
 
-def test_a_second_hangup_does_not_end_a_run_that_is_about_to_save():
+def test_hangups_and_the_first_term_after_them_do_not_end_a_run_that_is_about_to_save():
     stop = StopRequest()
     stop.restore()
     for _ in range(3):
         stop._ask(signal.SIGHUP)
+    stop._ask(signal.SIGTERM)
     assert stop.requested
     with pytest.raises(KeyboardInterrupt):
         stop._ask(signal.SIGTERM)
