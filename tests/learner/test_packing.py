@@ -267,6 +267,11 @@ def test_sizes_are_few():
     assert rounded(1000, 4, 1010) == 1010 and rounded(64, 1, 999) == 64 and rounded(0, 4, 5) == 1
 
 
+def test_prompts_have_few_widths_after_their_common_beginning():
+    assert {packing.prompt_width(n, 0, 200) for n in range(129, 257)} == {184, 200}
+    assert {packing.prompt_width(n, 140, 999) for n in range(150, 180)} == {140 + 16, 140 + 24, 140 + 32, 140 + 48}
+
+
 def test_padding_is_cut_and_rows_are_no_wider_than_allowed():
     cfg, longest = rewarded("log_prob"), int(packing.real_tokens(ONE).max())
     wide = packing.resized(ONE, 3 * T)
