@@ -27,7 +27,7 @@ from rl_likelihood.shapes import PAD, WIDTHS, Batch, Packing, rounded
 
 # How many sizes there are between a number and its double (shapes.rounded). Pools have more, because the pool's size is
 # the work of all matrix products; the number of rows only adds padding in attention.
-POOLS, ROWS = 8, 2
+POOLS, ROWS = 12, 2
 
 
 def real_tokens(batch: Batch) -> Int[np.ndarray, "P G"]:
