@@ -1,36 +1,43 @@
 """What packing leaves of padding, on lengths as runs have them.
 
-    python -m bench.packing [--questions=gsm8k/train.jsonl] [--report=experiments/results/cpu_grid/report.html]
+    python -m bench.packing [--questions=gsm8k/train.jsonl] [--grid=experiments/results/cpu_grid/report.html]
     python -m bench.packing --cost [--model=W135] [--group=16]
     python -m bench.packing --rounds=3 [--model=W10] [--group=16] [--longest=1024]
 
 First a table: tokens that matrix products compute (attention is not counted) over real ones, prompts included, as rows
-are padded today (to a multiple of 16) and packed, and how many sizes of the step 100 batches ask for. Lengths are
-log-normal (mean 300, at most 1,024), the reference solutions of GSM8K, or the chains that a report recorded. `one` is
-one CPU, `eight` are eight devices with one micro-batch. `--cost` compiles one batch of the log-normal lengths, padded
-and packed: operations and memory by XLA, nothing is run. `--rounds` times both steps, alternating.
+are padded by default (to a multiple of 16) and packed, and how many sizes of the step a run asks for. Lengths are
+log-normal (mean 300, at most 1,024), or the reference solutions of GSM8K after its bare questions, both in a run of 100
+batches; or those of chains that the grid's report recorded, after the prompts of configs/cpu_grid.py. The beginning
+that these share is computed once and not counted. One device is a CPU; eight have one micro-batch. `--cost` compiles
+one batch of the log-normal lengths, padded and packed: operations and memory by XLA, nothing is run. `--rounds` times
+both steps, alternating.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import itertools
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from bench import work
+from configs.cpu_grid import get_config
+from experiments.cpu_grid import shown_messages
+from rl_likelihood.config import Config, build
+from rl_likelihood.data.prompts import render
+from rl_likelihood.data.token_ids import common_ids
 from rl_likelihood.data.tokenizer import load_tokenizer
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
-from rl_likelihood.learner.packing import Whole, pack, real_tokens
+from rl_likelihood.learner.packing import Whole, pack, prompt_width, real_tokens
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import init_reference, init_state, make_step, prompts_per_forward
 from rl_likelihood.mesh import make_mesh
@@ -38,7 +45,7 @@ from rl_likelihood.model.architecture import ModelConfig, init
 from rl_likelihood.planning.aot import count_flops, live
 from rl_likelihood.planning.lengths import log_normal_lengths
 from rl_likelihood.runtime.devices import using
-from rl_likelihood.shapes import CHAIN, PAD, Batch
+from rl_likelihood.shapes import CHAIN, PAD, Batch, Example
 from rl_likelihood.weights import assets
 
 MEAN, LONGEST = 300, 1024
@@ -49,10 +56,11 @@ MODEL = "smollm2-135m-instruct"
 
 
 class Lengths(NamedTuple):
-    """Tokens of each chain with its answer [P, G], and of each prompt [P]."""
+    """Tokens of each chain with its answer [P, G], and of each prompt [P]. All prompts begin with the same `common`."""
 
     chains: np.ndarray
     prompts: np.ndarray
+    common: int = 0
 
 
 def log_normal(p: int, g: int, seed: int, longest: int = LONGEST) -> Lengths:
@@ -78,26 +86,50 @@ def of_solutions(all_of: Lengths, p: int, g: int, seed: int, alike: bool) -> Len
     return Lengths(chains, all_of.prompts[rows])
 
 
-def recorded(path: Path, p: int = 6) -> Iterator[Lengths]:
-    """The groups that a report has of each run, p of them as a batch."""
-    tokenizer = load_tokenizer(str(assets.resolve(MODEL)))
+def prompts_of(groups: list[dict], c: Config, tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
+    """The prompts of recorded groups in ids, as configs/cpu_grid.py renders them."""
+    before = tuple(shown_messages()) if c.data.source == "jsonl" else ()
+    texts = [
+        render(
+            Example("", x["prompt"], "", task=c.data.tasks[0], messages=(*before, ("user", x["prompt"]))),
+            tokenizer,
+            c.prompt,
+        )
+        for x in groups
+    ]
+    return [np.array(ids) for ids in tokenizer(texts)["input_ids"]]
+
+
+def recorded(path: Path, task: str) -> list[list[Lengths]]:
+    """The batches of each run of a task that the grid's report recorded. A report has a group of each step, so a batch
+    has groups of several steps. Runs of a single chain are left out."""
+    c, tokenizer = build(get_config(f"task={task}")), load_tokenizer(str(assets.resolve(MODEL)))
     block = re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)
     if block is None:
         raise SystemExit(f"{path} is no report of ours: it holds no data")
-    data = json.loads(block[1])
-    for run in data["runs"]:
-        groups = [x for x in run["groups"] if len(x["chains"]) == len(run["groups"][0]["chains"])]
-        for i in range(0, len(groups) - p + 1, p):
-            texts = [[c["chain"] + c["forced"] + c["sampled"] for c in x["chains"]] for x in groups[i : i + p]]
-            chains = [[len(ids) for ids in tokenizer(row)["input_ids"]] for row in texts]
-            answers = [[len(x["tokens"])] for x in groups[i : i + p]]
-            prompts = tokenizer([x["prompt"] for x in groups[i : i + p]])["input_ids"]
-            yield Lengths(np.array(chains) + answers, np.array([len(ids) for ids in prompts]))
+    runs = [x["groups"] for x in json.loads(block[1])["runs"] if x["name"].startswith(f"task {task},")]
+    p, found = c.train.prompts_per_step, []
+    for groups in (x for x in runs if len(x[0]["chains"]) > 1):
+        texts = [[chain["chain"] + chain["forced"] + chain["sampled"] for chain in x["chains"]] for x in groups]
+        chains = [
+            [len(ids) + len(x["tokens"]) for ids in tokenizer(t)["input_ids"]]
+            for x, t in zip(groups, texts, strict=True)
+        ]
+        prompts = prompts_of(groups, c, tokenizer)
+        common, lengths = len(common_ids(prompts)), np.array([len(ids) for ids in prompts])
+        starts = range(0, len(groups) - p + 1, p)
+        found.append([Lengths(np.array(chains[i : i + p]), lengths[i : i + p], common) for i in starts])
+    return found
+
+
+def up(n: int) -> int:
+    """`n` rounded up to a multiple of MULTIPLE."""
+    return -(-int(n) // MULTIPLE) * MULTIPLE
 
 
 def batch_of(lengths: Lengths, vocab: int = 100) -> Batch:
     """A padded batch of random ids with these lengths."""
-    rng, up = np.random.default_rng(0), lambda n: -(-int(n) // MULTIPLE) * MULTIPLE
+    rng = np.random.default_rng(0)
     (p, g), t, s = lengths.chains.shape, up(lengths.chains.max()), up(lengths.prompts.max())
     segment = np.where(np.arange(t) < lengths.chains[..., None], CHAIN, PAD)
     return Batch(
@@ -113,47 +145,51 @@ def batch_of(lengths: Lengths, vocab: int = 100) -> Batch:
     )
 
 
-def shares(draw: Callable[[int], Lengths], devices: int, count: int = BATCHES) -> dict[str, float]:
-    """Tokens of matrix products (attention is not counted) over real tokens, padded and packed, of all batches
-    together; and the sizes that these have."""
-    padded = packed = real = prompts = 0
-    cfg, wide, sizes = StepConfig(), set(), set()
+def shares(runs: Sequence[Sequence[Lengths]], devices: int) -> dict[str, float]:
+    """Tokens of matrix products (attention is not counted) over real tokens, padded and packed, of the batches of all
+    runs together; and the sizes of the run that has most."""
+    computed, real = {"padded": 0, "packed": 0}, 0
+    sizes: dict[str, list[int]] = {"padded": [], "packed": []}
     mesh = make_mesh((devices, 1, 1), jax.devices()[:devices])
-    for number in range(count):
-        batch = batch_of(draw(number))
-        with using(mesh):
-            whole = pack(batch, cfg, whole=Whole(np.arange(len(batch.prompt)), len(batch.prompt), LONGEST))
-        size = whole.packing
-        assert size is not None
-        p = len(batch.prompt)
-        real += real_tokens(batch).sum() + batch.prompt_length.sum()
-        prompts += batch.prompt.size
-        padded += batch.completion.size
-        packed += p // size.prompts * devices * size.tokens
-        wide.add((batch.prompt.shape, batch.completion.shape))
-        sizes.add((batch.prompt.shape, whole.completion.shape, size.prompts, size.tokens, size.rows, size.width))
-    shares = {"padded": (padded + prompts) / real, "packed": (packed + prompts) / real}
-    return shares | {"padded_sizes": len(wide), "packed_sizes": len(sizes)}
+    for run in runs:
+        wide, small = set(), set()
+        for lengths in run:
+            batch, common = batch_of(lengths), lengths.common
+            p, longest = len(batch.prompt), int(lengths.prompts.max())
+            with using(mesh):
+                whole = pack(batch, StepConfig(), whole=Whole(np.arange(p), p, LONGEST))
+            size = whole.packing
+            assert size is not None
+            real += real_tokens(batch).sum() + (lengths.prompts - common).sum()
+            widths = batch.prompt.shape[1], up(prompt_width(longest, common, LONGEST))
+            computed["padded"] += batch.completion.size + p * (widths[0] - common)
+            computed["packed"] += p // size.prompts * devices * size.tokens + p * (widths[1] - common)
+            wide.add((widths[0], batch.completion.shape))
+            small.add((widths[1], whole.completion.shape, size.prompts, size.tokens, size.rows, size.width))
+        sizes["padded"].append(len(wide))
+        sizes["packed"].append(len(small))
+    most = {f"{name}_sizes": max(counts) for name, counts in sizes.items()}
+    return {name: tokens / real for name, tokens in computed.items()} | most
 
 
-def table(questions: str, report: str) -> None:
+def table(questions: str, grid: str) -> None:
     """One line a distribution."""
-    cases: dict[str, tuple[Callable[[int], Lengths], int]] = {}
+    cases: dict[str, list[list[Lengths]]] = {}
     for p, g in itertools.product((8, 64), (16, 32)):
-        cases[f"log-normal, {p} x {g}"] = (functools.partial(log_normal, p, g), BATCHES)
+        cases[f"log-normal, {p} x {g}"] = [[log_normal(p, g, seed) for seed in range(BATCHES)]]
     if questions:
         given = solutions(Path(questions))
         for alike in (False, True):
             name = f"GSM8K, {'a group alike' if alike else 'any question'}, 64 x 16"
-            cases[name] = (functools.partial(of_solutions, given, 64, 16, alike=alike), BATCHES)
-    if report:
-        groups = list(recorded(Path(report)))
-        cases[f"{Path(report).parent.name}, 6 x {len(groups[0].chains[0])}"] = (groups.__getitem__, len(groups))
+            cases[name] = [[of_solutions(given, 64, 16, seed, alike) for seed in range(BATCHES)]]
+    for task in ("short", "long") if grid else ():
+        runs = recorded(Path(grid), task)
+        cases[f"cpu_grid, {task}, {' x '.join(map(str, runs[0][0].chains.shape))}"] = runs
     print("| lengths, prompts x chains | devices | padded | packed | sizes padded, packed |\n|---|---:|---:|---:|---:|")
-    for name, (draw, count) in cases.items():
+    for name, runs in cases.items():
         for devices in (1, 8):
-            if len(draw(0).prompts) % devices == 0:
-                x = shares(draw, devices, min(count, BATCHES))
+            if len(runs[0][0].prompts) % devices == 0:
+                x = shares(runs, devices)
                 ratios = f"{x['padded']:.2f} | {x['packed']:.2f} | {x['padded_sizes']}, {x['packed_sizes']}"
                 print(f"| {name} | {devices} | {ratios} |", flush=True)
 
@@ -206,7 +242,7 @@ def times(model: ModelConfig, group: int, longest: int, rounds: int) -> None:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--questions", default="", help="GSM8K's train.jsonl")
-    arguments.add_argument("--report", default="experiments/results/cpu_grid/report.html", help="a report's page")
+    arguments.add_argument("--grid", default="experiments/results/cpu_grid/report.html", help="its report's page")
     arguments.add_argument("--cost", action="store_true")
     arguments.add_argument("--rounds", type=int, default=0)
     arguments.add_argument("--model", default="W10", choices=work.MODELS)
@@ -219,7 +255,7 @@ def main() -> None:
         cost(work.MODELS[a.model], a.group, a.longest)
     else:
         jax.config.update("jax_num_cpu_devices", 8)
-        table(a.questions, a.report)
+        table(a.questions, a.grid)
 
 
 if __name__ == "__main__":

@@ -112,6 +112,12 @@ def write_rows(data: str, sizes: tuple[int, int], what: str, make: Callable[[int
         print(f"{path}: {size} {what}")
 
 
+def shown_messages() -> list[tuple[str, str]]:
+    """The worked examples as earlier turns of a conversation: (role, content)."""
+    replies = [(question, f"<think>{plan}</think>\n<answer>{answer}</answer>") for question, plan, answer in SHOWN]
+    return [message for question, reply in replies for message in (("user", question), ("assistant", reply))]
+
+
 def word_problems(n: int) -> list[dict]:
     """n distinct problems in the form of data/jsonl.py, with solutions of 51 to 95 tokens of SmolLM2."""
     try:
@@ -119,10 +125,7 @@ def word_problems(n: int) -> list[dict]:
     except ImportError as error:
         raise UserError("experiments/cpu_grid.py needs reasoning-gym; run pip install reasoning-gym") from error
     items = reasoning_gym.create_dataset("gsm_symbolic", size=20 * n, seed=20260203)
-    shown = []
-    for question, plan, solution in SHOWN:
-        reply = f"<think>{plan}</think>\n<answer>{solution}</answer>"
-        shown += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    shown = [{"role": role, "content": content} for role, content in shown_messages()]
     rows: dict[str, dict] = {}
     for i in range(20 * n):
         asked = items[i]["question"].removesuffix(_ASK)

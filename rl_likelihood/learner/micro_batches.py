@@ -60,7 +60,7 @@ def accumulate(micro_batch: Callable, model: ModelConfig, trained: tuple, parts:
 
 
 def ordered(batch: Batch) -> Batch:
-    """The batch with its prompts in the order of its packing, in which micro-batches have about equally many tokens."""
+    """The batch in the order of its packing, in which devices and micro-batches have about equally many tokens."""
     if batch.packing is None or batch.packing.order is None:
         return batch
     order = batch.packing.order

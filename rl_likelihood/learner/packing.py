@@ -1,10 +1,10 @@
 """Plans where the tokens of a batch are stored, so that padding is not computed. Numpy, on the host.
 
-The learner copies the real tokens of a micro-batch into a pool of fixed size (model/pool.py). The pool must hold the
-micro-batch with the most tokens, so prompts are distributed to give all micro-batches about equally many tokens. For
-attention, several chains of a prompt share a row, which is as wide as the longest chain. Chains are assigned to rows by
-first fit, the longest chain first. With the splash kernel each chain keeps an attention row of its own; only matrix
-products and the vocabulary are packed.
+Each device copies the real tokens of its part of a micro-batch into a pool of fixed size (model/pool.py). The pool must
+hold the part with the most tokens, so prompts are distributed to give all parts about equally many tokens. A prompt may
+change its device, but not its process. For attention, several chains of a prompt share a row, which is as wide as the
+longest chain. Chains are assigned to rows by first fit, the longest chain first. With the splash kernel each chain
+keeps an attention row of its own; only matrix products and the vocabulary are packed.
 
 All sizes are rounded up to a few values, so that few programs are compiled. They depend on the lengths in the batch
 only, so a resumed run computes the same numbers.
@@ -12,7 +12,6 @@ only, so a resumed run computes the same numbers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,13 +21,13 @@ import numpy as np
 from jaxtyping import Int
 
 from rl_likelihood.learner.rows import StepConfig
-from rl_likelihood.learner.step import ENOUGH, prompts_per_forward
+from rl_likelihood.learner.step import ENOUGH
 from rl_likelihood.mesh import on_cpu, row_shards
 from rl_likelihood.shapes import PAD, WIDTHS, Batch, Packing, rounded
 
 # How many sizes there are between a number and its double (shapes.rounded). Pools have more, because the pool's size is
 # the work of all matrix products; the number of rows only adds padding in attention.
-POOLS, ROWS = 8, 2
+POOLS, ROWS = 12, 2
 
 
 def real_tokens(batch: Batch) -> Int[np.ndarray, "P G"]:
@@ -53,28 +52,44 @@ def first_fit(lengths: Int[np.ndarray, "G"], width: int) -> tuple[Int[np.ndarray
     return start, max(1, len(used))
 
 
-def balanced(tokens: Int[np.ndarray, "P"], parts: int) -> Int[np.ndarray, "P"]:
-    """An order of the prompts in which k = `parts` micro-batches have about equally many tokens. Micro-batch j takes
-    positions j, j + k, j + 2k, ... The largest prompt is assigned first, each to the micro-batch with the fewest tokens
-    among those that are not full."""
-    order: list[list[int]] = [[] for _ in range(parts)]
-    total, size = np.zeros(parts, np.int64), len(tokens) // parts
+def balanced(tokens: Int[np.ndarray, "P"], devices: int, parts: int) -> tuple[Int[np.ndarray, "P"], int]:
+    """(an order of the prompts in which the pools have about equally many tokens, the tokens of the largest pool).
+
+    Each device has P / `devices` consecutive positions, and a pool for each of k = `parts` micro-batches: micro-batch j
+    takes positions j, j + k, j + 2k, ... of the device. The largest prompt is assigned first, each to the pool with the
+    fewest tokens among those that are not full.
+    """
+    count = devices * parts
+    pools: list[list[int]] = [[] for _ in range(count)]
+    total, size = np.zeros(count, np.int64), len(tokens) // count
     for i in np.argsort(-tokens, kind="stable"):
-        part = min((j for j in range(parts) if len(order[j]) < size), key=lambda j: total[j])
-        order[part].append(int(i))
-        total[part] += tokens[i]
-    return np.array(order, np.int32).T.reshape(-1)
+        pool = min((j for j in range(count) if len(pools[j]) < size), key=lambda j: total[j])
+        pools[pool].append(int(i))
+        total[pool] += tokens[i]
+    order = np.array(pools, np.int32).reshape(devices, parts, size).swapaxes(1, 2).reshape(-1)
+    return order, int(total.max())
 
 
-def packed_prompts(batch: Batch, cfg: StepConfig, total: int, mean: float) -> int:
-    """Prompts per micro-batch, of `total` in the step: as `step.prompts_per_forward`. On one CPU, where that limits
-    padded tokens, this limits real tokens instead (`mean` per prompt, rounded up)."""
+def packed_prompts(tokens: Int[np.ndarray, "P"], cfg: StepConfig, total: int) -> int:
+    """Prompts per micro-batch, of `total` in the step: as `step.prompts_per_forward`, but where that counts padded
+    tokens (on one CPU), this counts those of the largest pool. `tokens`: of each prompt.
+
+    The pool has at least half of `ENOUGH` tokens, and at most twice `ENOUGH` or 2.5 times the largest prompt. Of these
+    sizes it is the smallest whose pools have at most 5 % padding, or else the one with the least padding.
+    """
     if cfg.micro_batch_prompts or not on_cpu() or row_shards() > 1:
         return cfg.micro_batch_prompts or total
-    _, g, t = batch.completion.shape
-    size, tokens = prompts_per_forward(batch, cfg), rounded(math.ceil(mean), WIDTHS, g * t)
-    limit = max(ENOUGH, size * g * t)
-    return max(k for k in range(1, total + 1) if total % k == 0 and (k <= size or k * tokens <= limit))
+    pools = {k: balanced(tokens, 1, total // k)[1] for k in range(1, total + 1) if total % k == 0}
+    allowed = [k for k, n in pools.items() if n <= max(2 * ENOUGH, 2.5 * tokens.max())]
+    large = [k for k in allowed if pools[k] >= ENOUGH // 2] or allowed[-1:]
+    computed = {k: total // k * pools[k] for k in large}
+    return next((k for k in large if computed[k] <= 1.05 * tokens.sum()), min(large, key=lambda k: computed[k]))
+
+
+def prompt_width(longest: int, common: int, limit: int) -> int:
+    """The width of prompts with at most `longest` tokens, of which all begin with the same `common` ones. The width is
+    part of a step's size, so it has few values; the common tokens are computed only once and are not rounded up."""
+    return common + rounded(longest - common, WIDTHS, limit - common)
 
 
 def alternative_tokens(batch: Batch) -> int:
@@ -115,20 +130,19 @@ def pack(batch: Batch, cfg: StepConfig, shared: bool = True, whole: Whole | None
     lengths = real_tokens(batch)
     (p, g), tokens, shards = lengths.shape, lengths.sum(-1), row_shards()
     whole = whole or Whole(np.arange(p), p, batch.completion.shape[-1])
-    size = packed_prompts(batch, cfg, whole.total, float(tokens.mean()))
-    parts, device_prompts = whole.total // size, whole.total // shards  # micro-batches; prompts of a device
+    size = packed_prompts(tokens, cfg, whole.total)
+    parts, devices = whole.total // size, p * shards // whole.total  # micro-batches; devices of this process
     row_ends = (np.asarray(batch.segment) != PAD) * np.arange(1, batch.completion.shape[-1] + 1)
     (longest,) = whole.largest([int(row_ends.max())])
     batch = resized(batch, rounded(longest, WIDTHS, max(whole.width, batch.completion.shape[-1])))
     width = batch.completion.shape[-1] + alternative_tokens(batch)
     fits = [first_fit(row, width) if shared else (np.arange(g, dtype=np.int32) * width, g) for row in lengths]
-    orders = [i + balanced(tokens[i : i + device_prompts], parts) for i in range(0, p, device_prompts)]
-    pools = [tokens[order].reshape(-1, parts).sum(0).max() for order in orders]
-    tokens_needed, rows_needed = whole.largest([int(max(pools)), max(n for _, n in fits)])
+    order, largest = balanced(tokens, devices, parts)
+    tokens_needed, rows_needed = whole.largest([largest, max(n for _, n in fits)])
     return batch.replace(
         packing=Packing(
             start=np.stack([start for start, _ in fits]),
-            order=None if parts == 1 else whole.prompts[np.concatenate(orders)].astype(np.int32),
+            order=None if parts * shards == 1 else whole.prompts[order].astype(np.int32),
             prompts=size,
             tokens=rounded(tokens_needed, POOLS, size // shards * g * width),
             rows=rounded(rows_needed, ROWS, g) if shared else g,
@@ -141,6 +155,6 @@ def abstract_packing(batch: Batch, cfg: StepConfig) -> Packing:
     """The packing of the largest possible batch (no padding at all), as shapes, for the mesh in use."""
     p, g, t = batch.completion.shape
     width, shape = t + alternative_tokens(batch), jax.ShapeDtypeStruct
-    size = packed_prompts(batch, cfg, p, float(g * width))
-    order = None if size == p else shape((p,), jnp.int32)
+    size = packed_prompts(np.full(p, g * width), cfg, p)
+    order = None if size == p and row_shards() == 1 else shape((p,), jnp.int32)
     return Packing(shape((p, g), jnp.int32), order, size, size // row_shards() * g * width, g, width)

@@ -199,8 +199,8 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
         return (grads,), (sums | measures.hidden_grad_norms(grad_hidden, batch, cfg), per_row)
 
     if size >= p:
-        (grads,), (sums, per_row) = micro_batch((params,), batch)
-        return grads, sums, per_row
+        (grads,), (sums, per_row) = micro_batch((params,), ordered(batch))
+        return grads, sums, as_given(per_row, batch)
     models = unstacked(model, *models)
     (grads,), (sums, per_row) = accumulate(micro_batch, model, (params,), split(ordered(batch), size))
     sums = {k: v.max(0) if k.startswith("max/") else v.sum(0) for k, v in sums.items()}

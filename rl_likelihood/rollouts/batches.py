@@ -15,6 +15,7 @@ import numpy as np
 from rl_likelihood.data.order import order
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.learner.batching import alternatives_of, concat_rows, first_rows, no_chain_rows, to_batch
+from rl_likelihood.learner.packing import prompt_width
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts import judges
@@ -91,6 +92,8 @@ class Batches:
         # From the longest prompt of all processes, so that all choose one width. fsdp must divide it, because the
         # tokens of prompts may be split over fsdp.
         longest = max(len(self.task.train[i].prompt_ids) for i in index)
+        if self.task.config.train.packing:
+            longest = prompt_width(longest, len(self.task.common), c.max_prompt)
         multiple = math.lcm(c.width_multiple, self.devices.learner.shape["fsdp"]) or c.max_prompt
         width = min(c.max_prompt, -(-longest // multiple) * multiple)
         return self.task.collate(self.rows(number), number * len(index) + self.devices.prompts, width)

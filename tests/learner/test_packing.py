@@ -24,7 +24,7 @@ from rl_likelihood.model.lora import LoraConfig, as_base, base_specs, trained_sp
 from rl_likelihood.planning.aot import count_flops
 from rl_likelihood.rewards.group_filter import FilterConfig
 from rl_likelihood.runtime.devices import using
-from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, NoChainRows, Prompts, ShownPrompts, rounded
+from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, SAMPLED, NoChainRows, Prompts, ShownPrompts, rounded
 from tests.model.test_lora import random_adapters
 from tests.small import random_batch, random_params, reference_log_probs, rewarded, tiny
 
@@ -144,17 +144,49 @@ def test_filtered_groups_are_those_of_the_padded_batch():
     assert counted[0] == counted[1] and len(set(counted[0])) == 2
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)], ids=["data", "mixed"])
-def test_eight_devices_are_one(shape):
-    batch, cfg = random_batch(9, 16, G, t=T, sampled=True), rewarded("jepo", loss=KL, micro_batch_prompts=8, **BOTH)
-    mesh = make_mesh(shape)
+def of_equal_lengths(lengths, t):
+    """A batch whose chains all have their prompt's number of tokens: a chain, a sampled answer, a reference."""
+    batch = random_batch(9, len(lengths), G, t=t, sampled=True)
+    left = np.broadcast_to(np.asarray(lengths)[:, None, None] - np.arange(t), batch.segment.shape)
+    segment = np.select([left > 5, left > 2, left > 0], [CHAIN, SAMPLED, REFERENCE], PAD)
+    logp = np.where((segment == CHAIN) | (segment == SAMPLED), batch.sampler_logp, 0)
+    return batch.replace(segment=segment, scored=segment == REFERENCE, sampler_logp=logp)
+
+
+@pytest.mark.parametrize("shape, parts", [((8, 1, 1), 1), ((2, 2, 2), 2)], ids=["data", "mixed"])
+def test_eight_devices_are_one(shape, parts):
+    """The long groups come first, so the first device had the most tokens."""
+    batch, devices = of_equal_lengths(range(24, 8, -1), T), shape[0] * shape[1]
+    cfg = rewarded("jepo", loss=KL, micro_batch_prompts=16 // parts, **BOTH)
+    mesh, tokens = make_mesh(shape), packing.real_tokens(batch).sum(-1)
     with using(mesh):
         packed = pack(batch, cfg)
-        assert packed.packing.order is not None
-        blocks = packed.packing.order.reshape(shape[0] * shape[1], -1)
-        assert (np.sort(blocks, -1).ravel() == np.arange(16)).all(), "no prompt changes its device"
+        before, pools = (x.reshape(devices, -1, parts).sum(1) for x in (tokens, tokens[packed.packing.order]))
+        assert pools.max() <= packed.packing.tokens < before.max()
         eight = results(packed, cfg, mesh=mesh)
     assert_close(results(batch, cfg), eight)
+
+
+def test_a_micro_batch_is_filled_though_groups_are_uneven():
+    batch, cfg = of_equal_lengths([100, 90, 30, 30, 20, 20, 20, 20], 100), rewarded("jepo", loss=KL, **BOTH)
+    packed = pack(batch, cfg)
+    assert packed.packing.prompts == 4, "of 2 prompts, the mean pool would have 82 tokens a chain, the largest 120"
+    assert_close(results(batch, cfg), results(packed, cfg))
+
+
+@pytest.mark.parametrize("groups, group, prompts", [(8, 100, 8), (64, 100, 8), (6, 256, 2), (4, 5000, 1)])
+def test_of_equal_groups_a_micro_batch_has_about_1000_tokens(groups, group, prompts):
+    assert packing.packed_prompts(np.full(groups, group), rewarded("log_prob"), groups) == prompts
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pools_are_filled_but_for_a_twentieth(seed):
+    """Groups of 16 chains of equal length, as long as solutions of GSM8K."""
+    tokens = 16 * np.random.default_rng(seed).integers(40, 400, 64)
+    size = packing.packed_prompts(tokens, rewarded("log_prob"), 64)
+    computed = {k: 64 // k * balanced(tokens, 1, 64 // k)[1] for k in (size // 2, size)}
+    assert computed[size] <= 1.05 * tokens.sum() < computed[size // 2]
+    assert computed[size] / (64 // size) <= 2.5 * tokens.max()
 
 
 KERNEL = {
@@ -219,20 +251,25 @@ def test_every_chain_is_in_one_row_whole(lengths, more):
 
 
 @settings(deadline=None, derandomize=True)
-@given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 99))
-def test_every_prompt_is_in_one_micro_batch_of_the_right_size(parts, size, seed):
-    tokens = np.random.default_rng(seed).integers(0, 100, parts * size)
-    order = balanced(tokens, parts)
-    assert sorted(order) == list(range(parts * size))
-    totals = [tokens[order[j::parts]].sum() for j in range(parts)]
-    assert max(totals) - min(totals) <= tokens.max(), "no two differ by more than a prompt"
-    assert (order == balanced(tokens, parts)).all()
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
+def test_every_prompt_is_in_one_pool_of_the_right_size(devices, parts, size, seed):
+    tokens = np.random.default_rng(seed).integers(0, 100, devices * parts * size)
+    order, largest = balanced(tokens, devices, parts)
+    assert sorted(order) == list(range(len(tokens)))
+    pools = [tokens[own[j::parts]].sum() for own in np.split(order, devices) for j in range(parts)]
+    assert max(pools) == largest and largest - min(pools) <= tokens.max(), "no two differ by more than a prompt"
+    assert (order == balanced(tokens, devices, parts)[0]).all()
 
 
 def test_sizes_are_few():
     sizes = {rounded(n, 8, 10**6) for n in range(1000, 2000)}
     assert len(sizes) <= 9 and all(n <= rounded(n, 8, 10**6) < n * 2 ** (1 / 8) + 8 for n in range(1, 3000))
     assert rounded(1000, 4, 1010) == 1010 and rounded(64, 1, 999) == 64 and rounded(0, 4, 5) == 1
+
+
+def test_prompts_have_few_widths_after_their_common_beginning():
+    assert {packing.prompt_width(n, 0, 200) for n in range(129, 257)} == {184, 200}
+    assert {packing.prompt_width(n, 140, 999) for n in range(150, 180)} == {140 + 16, 140 + 24, 140 + 32, 140 + 48}
 
 
 def test_padding_is_cut_and_rows_are_no_wider_than_allowed():
