@@ -91,7 +91,7 @@ class Asynchronous:
             graded, texts = b.grade(rollout, rows)
             batch, rollout = b.batch(rollout, rows, graded)
         waited += self.locked_out
-        measured = functools.partial(b.metrics, graded, sampled, texts)
+        measured = functools.partial(b.metrics, graded, sampled, rows, texts)
         queue = {
             "queue/lag": step - rollout.version,
             "queue/depth": len(self.queue),
