@@ -174,7 +174,7 @@ class Batches:
         means over all groups that were drawn.
         """
         c = self.task.config
-        needed = c.reward.host_terms or self.judge or c.filter.resample
+        needed = c.reward.host_terms or self.judge or (c.sampled_answer and c.filter.resample)
         texts = sampled_texts(self.task, rollout) if needed else None
         graded = host_rewards(self.task, self.pool, rollout, rows, texts)
         if self.judge is not None and texts is not None and not c.raro:
