@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -19,7 +20,12 @@ def order(n: int, batch: int, seed: int) -> Callable[[int], np.ndarray]:
     import grain  # here because it takes over a second to import
 
     stream = grain.MapDataset.range(n).shuffle(seed=seed).repeat()  # repeat() gives each epoch its own seed
-    return lambda step: np.asarray([stream[step * batch + j] for j in range(batch)], dtype=np.int64)
+
+    @functools.lru_cache(maxsize=8)  # a step asks several times
+    def indices(step: int) -> np.ndarray:
+        return np.asarray([stream[step * batch + j] for j in range(batch)], dtype=np.int64)
+
+    return indices
 
 
 def in_batches(rows: list, size: int) -> Iterator[tuple[int, list]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -195,6 +196,13 @@ def eos_ids(tokenizer: PreTrainedTokenizerFast, model_path: str | os.PathLike) -
             ids += stop
             break
     return tuple(dict.fromkeys(ids))
+
+
+def texts_of(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]]) -> list[str]:
+    """The text of each row of ids, without special tokens: as `tokenizer.decode`, but in one call."""
+    if tokenizer.clean_up_tokenization_spaces:  # what it replaces depends on the tokenizer's kind
+        return [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    return tokenizer.backend_tokenizer.decode_batch(rows, skip_special_tokens=True)
 
 
 def vocab_bytes(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> tuple[bytes, ...]:

@@ -21,7 +21,7 @@ from rl_likelihood.evaluation import conversations, statistics, texts, trace, ve
 from rl_likelihood.evaluation.records import FOLDER, identity_of, make_folder, read_or_begin, records_path
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.learner.batching import answers_after, concat_rows, given_rollout, to_batch
+from rl_likelihood.learner.batching import concat_rows, given_rollout, no_chain_rows, to_batch
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.progress import Progress, counted
@@ -168,9 +168,11 @@ def _records(
     c = task.config
     at_once = min(c.eval.batch_prompts, c.eval.batch_prompts * (1 + c.eval.samples) // (1 + samples))
     size = batch_size(min(max(at_once, 1), n - first), e.devices)
-    width = max(c.prompt.max_prompt, *(len(r.prompt_ids) for r in e.rows[:n]))
     graded = c.eval.grader != "none"
     answered = graded or c.eval.texts != "none"
+    width = max(c.prompt.max_prompt, *(len(r.prompt_ids) for r in e.rows[:n]))
+    # Prompts with and without the empty scaffold are sampled with one width, so that one program reads both.
+    sampled_width = width + (len(task.fmt.close_think_ids) if samples and answered else 0)
     sources = [] if graded or not answered else e.task.train
     trained = texts.runs_of(x for row in sources for x in (row.example.prompt, row.example.answer))
     sampler = task.eval_sampler(samples, width_multiple=0, max_sampled_answer=c.eval_answer if answered else 0)
@@ -178,12 +180,12 @@ def _records(
     # The chain that is scored with the next question's answer; a key of the files.
     previous = Chain(**before[-1]["first_sampled"]) if before and samples else None
     progress.note = sampling = "sampling"
-    for batch in _sampled(e, weights, range(first, n), size, width, sampler):
+    for batch in _sampled(e, weights, range(first, n), size, sampled_width, sampler):
         if answered:
             no_chain: list[list[Any]] = [[]] * len(batch.rows)
             if samples:
                 progress.note = "sampling without a chain"
-                no_chain = _answers_without_chain(task, weights, batch, width, samples)
+                no_chain = _answers_without_chain(task, weights, batch, sampled_width, samples)
             by_chain = [[_answer_in(text, task) for text in group] for group in batch.texts]
             answers = [[*group, *without] for group, without in zip(by_chain, no_chain, strict=True)]
             examples, grader = [row.example for row in batch.rows], task.config.eval.grader
@@ -194,7 +196,9 @@ def _records(
             own = [first_sampled_chain(batch.rollout, i) for i in range(len(batch.rows))]
             swapped, previous = [previous, *own[:-1]], own[-1]
             models = [p for p in (e.params, e.initial) if p is not None]
-            logp = [_scores(e, p, batch.rows, batch.rollout, swapped) for p in models]
+            prompts = batch.rollout.prompts
+            rollout = batch.rollout.replace(prompts=prompts.replace(tokens=prompts.tokens[:, :width]))
+            logp = [_scores(e, p, batch.rows, rollout, swapped) for p in models]
             batch = batch._replace(swapped=swapped, logp=logp[0], initial=logp[1] if len(logp) > 1 else None)
         yield [_record(task, batch, i, samples, trained) for i in range(min(len(batch.rows), n - batch.first))]
         progress.note = sampling
@@ -318,7 +322,7 @@ def _answers_without_chain(
     """
     fmt, scaffold = task.fmt, np.asarray(task.fmt.close_think_ids, np.int32)
     opened = [dataclasses.replace(r, prompt_ids=np.concatenate([r.prompt_ids, scaffold])) for r in batch.rows]
-    prompts = task.collate(opened, batch.uid, width + len(scaffold))
+    prompts = task.collate(opened, batch.uid, width)
     cfg = task.eval_sampler(samples)
     key = task.key(EVALUATE, 1)
     ids, _, length = sample_ids_all(weights, prompts, key, cfg, fmt.answer_close, task.config.eval_answer)
@@ -347,7 +351,6 @@ def _scores(
     """
     task, answers = e.task, rollout.prompts
     pad, width = task.fmt.pad_id, rollout.completion.shape[-1]
-    no_chain = answers_after(answers, task.fmt.close_think_ids, pad, width)
     chains = [chain or Chain([], list(task.fmt.close_think_ids)) for chain in swapped]
     others = [
         completion_ids(row, chain.chain, task.tokenizer, task.fmt, chain.tag)
@@ -355,17 +358,19 @@ def _scores(
     ]
     parts = _parts(task, rows, rollout) if task.config.eval.trace else []
     given = [given_rollout(answers, after, pad, width) for after in (*parts, others)]
-    batch = to_batch(concat_rows(rollout, *given, no_chain))
+    no_chain = no_chain_rows(answers, task.fmt.close_think_ids, pad)  # few tokens, so not padded to a chain's width
+    batch = to_batch(concat_rows(rollout, *given)).replace(no_chain=no_chain)
     step = dataclasses.replace(
         task.config.step,
         two_branches=True,
         temperature=1.0,
-        micro_batch_prompts=largest_divisor(len(rows), max(1, ROWS_AT_ONCE // batch.completion.shape[1])),
+        micro_batch_prompts=largest_divisor(len(rows), max(1, ROWS_AT_ONCE // (batch.completion.shape[1] + 1))),
     )
     mesh = e.devices and e.devices.learner
     with using(mesh):
-        logp = make_score(task.model, step, mesh)(params, batch).stats.log_prob
-    return np.where(batch.scored, logp, 0).sum(-1, dtype=np.float64)
+        out = make_score(task.model, step, mesh)(params, batch)
+    pairs = (batch.scored, out.stats.log_prob), (no_chain.scored, out.no_chain_logp)
+    return np.concatenate([np.where(scored, logp, 0).sum(-1, dtype=np.float64) for scored, logp in pairs], 1)
 
 
 def _parts(task: Task, rows: list[EncodedExample], rollout: Rollout) -> list[list[tuple[np.ndarray, np.ndarray]]]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import base64
+import collections
 import contextlib
 import functools
 import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 
 from rl_likelihood.model.architecture import Params
-from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput
+from rl_likelihood.rollouts.batches import Batches, Rows, SamplerFailed, StepInput
+from rl_likelihood.rollouts.host_rewards import HostRewards, Texts
 from rl_likelihood.rollouts.judges import computes_on_sampler
 from rl_likelihood.rollouts.resample import LearnerFilter
 from rl_likelihood.run_model import rollout_model
@@ -31,6 +34,9 @@ class Asynchronous:
     If learner and sampler share several devices, their programs must start in the same order on all of them. Otherwise
     each waits for ever for the other's collectives. So the learner's thread holds a lock, except while it waits or
     grades in `next`. The sampler's thread takes the lock for each rollout.
+
+    A third thread grades each rollout as soon as it is sampled. Not with several processes, which first exchange the
+    chains of a group, and not with a judge on the sampler's devices. `next` grades then.
     """
 
     def __init__(self, batches: Batches, start: int, saved: dict[str, Any] | None) -> None:
@@ -40,6 +46,9 @@ class Asynchronous:
         shared = jax.local_device_count() > 1 and not batches.devices.separate
         self.lock = threading.Lock() if shared else None
         self.locked_out = 0.0  # seconds that the learner's thread has waited for the lock
+        ahead = jax.process_count() == 1 and not computes_on_sampler(batches.judge)
+        self.grader = ThreadPoolExecutor(1, "grader") if ahead else None
+        self.grades: collections.deque[tuple[int, Future]] = collections.deque()  # (number of a rollout, its grades)
         waiting, dropped = restored(saved, self._rows())
         self.queue = RolloutQueue(c.sampler.queue_depth, c.sampler.max_staleness, waiting, dropped)
         self.box = WeightBox()
@@ -69,8 +78,22 @@ class Asynchronous:
             self._acquire()
 
     def _produce(self, number: int, weights: Params, version: int) -> Rollout:
+        b = self.batches
         with self.lock or contextlib.nullcontext():
-            return self.batches.sample(number, weights, version)
+            rollout = b.sample(number, weights, version)
+        if self.grader is not None:
+            self.grades.append((number, self.grader.submit(b.grade, rollout, b.rows(number))))
+        return rollout
+
+    def _graded(self, rollout: Rollout, rows: Rows) -> tuple[HostRewards, Texts | None]:
+        """`Batches.grade` of the rollout. A judge and the graders are only ever called by one thread."""
+        if self.grader is None:
+            return self.batches.grade(rollout, rows)
+        while self.grades and self.grades[0][0] < rollout.number:
+            self.grades.popleft()  # of rollouts that the queue dropped
+        if self.grades and self.grades[0][0] == rollout.number:
+            return self.grades.popleft()[1].result()
+        return self.grader.submit(self.batches.grade, rollout, rows).result()  # from a checkpoint
 
     def next(self, step: int, params: Params, by_learner: LearnerFilter | None = None) -> StepInput:
         b, judging = self.batches, -self.batches.device_seconds
@@ -88,10 +111,10 @@ class Asynchronous:
         sampled = rollout
         free = contextlib.nullcontext() if computes_on_sampler(b.judge) else self.devices_free()
         with distributed.failing_together(), free:  # a judge may fail in one process alone
-            graded, texts = b.grade(rollout, rows)
+            graded, texts = self._graded(rollout, rows)
             batch, rollout = b.batch(rollout, rows, graded)
         waited += self.locked_out
-        measured = functools.partial(b.metrics, graded, sampled, texts)
+        measured = functools.partial(b.metrics, graded, sampled, rows, texts)
         queue = {
             "queue/lag": step - rollout.version,
             "queue/depth": len(self.queue),
@@ -119,11 +142,13 @@ class Asynchronous:
         }
 
     def close(self) -> None:
-        self.batches.close()
         self.box.close()
         self.queue.close()
         self._release()
         self.thread.join(timeout=60)
+        if self.grader is not None:
+            self.grader.shutdown(cancel_futures=True)
+        self.batches.close()
 
 
 def restored(saved: dict[str, Any] | None, rows: list[int]) -> tuple[list[Rollout], int]:

@@ -21,7 +21,14 @@ from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts import judges
 from rl_likelihood.rollouts.baseline import Baseline, read_baseline
 from rl_likelihood.rollouts.conversations import conversations_of
-from rl_likelihood.rollouts.host_rewards import HostRewards, Texts, grader_pool, host_rewards, sampled_texts
+from rl_likelihood.rollouts.host_rewards import (
+    HostRewards,
+    Texts,
+    grader_pool,
+    host_rewards,
+    logged_grades,
+    sampled_texts,
+)
 from rl_likelihood.rollouts.judges import AnyJudge
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
@@ -164,9 +171,13 @@ class Batches:
         return rollout.replace(**jax.tree.map(join_group, {k: parts[k] for k in ROW_FIELDS}))
 
     def grade(self, rollout: Rollout, rows: Rows) -> tuple[HostRewards, Texts | None]:
-        """(the host's rewards, the sampled texts, or None if nothing reads them). Texts are decoded only once."""
+        """(the host's rewards, the sampled texts, or None if no reward reads them). Texts are decoded only once.
+
+        Without texts, `metrics` decodes and grades them while the step runs. Not with filter.resample: its metrics are
+        means over all groups that were drawn.
+        """
         c = self.task.config
-        needed = c.reward.host_terms or c.sampled_answer or self.judge
+        needed = c.reward.host_terms or self.judge or (c.sampled_answer and c.filter.resample)
         texts = sampled_texts(self.task, rollout) if needed else None
         graded = host_rewards(self.task, self.pool, rollout, rows, texts)
         if self.judge is not None and texts is not None and not c.raro:
@@ -203,14 +214,17 @@ class Batches:
         batch = batch.replace(compared=graded.compared, replayed=graded.replayed)
         return batch, rollout
 
-    def metrics(self, graded: HostRewards, rollout: Rollout, texts: Texts | None) -> dict[str, float]:
-        """The metrics of the host's rewards, and those of the chains' text."""
-        texts = sampled_texts(self.task, rollout) if texts is None else texts
+    def metrics(self, graded: HostRewards, rollout: Rollout, rows: Rows, texts: Texts | None) -> dict[str, float]:
+        """The metrics of the host's rewards, and those of the sampled text."""
+        logged = graded.logged
+        if texts is None:
+            texts = sampled_texts(self.task, rollout)
+            logged = logged | logged_grades(self.task, self.pool, rows, texts)
         flat = [text for group in texts for text in group]
         # Only the exact tag counts: "</thought>" is another one.
         closed = [self.task.fmt.think_close in text for text in flat]
         words = rules.transition_rate(flat, self.task.config.report.transition_words)
-        return graded.logged | {"chain/closed": sum(closed) / len(closed), "chain/transition_words": words}
+        return logged | {"chain/closed": sum(closed) / len(closed), "chain/transition_words": words}
 
     def close(self) -> None:
         """Closes the grader pool and the judge."""

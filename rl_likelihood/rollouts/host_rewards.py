@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.data.tokenizer import texts_of
 from rl_likelihood.envs.protocol import ENDS
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
@@ -51,10 +52,23 @@ def candidate(answer: str) -> object:
 def sampled_texts(task: Task, rollout: Rollout) -> Texts:
     """The text of the sampled ids of each row."""
     sampled = (rollout.segment == CHAIN) | (rollout.segment == SAMPLED)
-    return [
-        [task.tokenizer.decode(ids[row], skip_special_tokens=True) for ids, row in zip(*group, strict=True)]
-        for group in zip(rollout.completion, sampled, strict=True)
-    ]
+    p, g, t = sampled.shape
+    rows = zip(rollout.completion.reshape(-1, t), sampled.reshape(-1, t), strict=True)
+    texts = texts_of(task.tokenizer, [ids[row].tolist() for ids, row in rows])
+    return [texts[i * g : (i + 1) * g] for i in range(p)]
+
+
+def answers_in(task: Task, texts: Texts) -> list[list[str | None]]:
+    """The sampled answer of each row; None where the text has none."""
+    return [[graders.extract_answer(text, task.fmt) for text in group] for group in texts]
+
+
+def logged_grades(task: Task, pool: Pool, rows: list[EncodedExample], texts: Texts) -> dict[str, float]:
+    """`exact_match` of the sampled answers, if answers are sampled: a metric under any reward."""
+    if not task.config.sampled_answer:
+        return {}
+    marks = pool.grade_groups("exact_match", [row.example for row in rows], answers_in(task, texts))
+    return {"reward/exact_match": float(np.asarray(marks, np.float32).mean())}
 
 
 def responses(task: Task, rollout: Rollout, rows: list[EncodedExample], texts: Texts) -> Texts:
@@ -84,15 +98,14 @@ def host_rewards(
 ) -> HostRewards:
     """The rewards that the host computes. `texts`: `sampled_texts`, or None if nothing reads them.
 
-    With sampled answers, `exact_match` is logged under any reward. A row on which a grader hung or crashed is neither
-    right nor wrong: it is dropped, and counted in grader/failures.
+    A row on which a grader hung or crashed is neither right nor wrong: it is dropped, and counted in grader/failures.
     """
     c = task.config
     terms = c.reward.host_terms
     size = rollout.segment.shape[1]
     answers: list[list[str | None]] = [[None] * size for _ in rows]
     if c.sampled_answer and texts is not None:
-        answers = [[graders.extract_answer(t, task.fmt) for t in group] for group in texts]
+        answers = answers_in(task, texts)
     failed = np.zeros(rollout.segment.shape[:2], bool)
     failures = pool.failures
 
@@ -128,9 +141,10 @@ def host_rewards(
     if "majority_vote" in terms:
         votes = rules.vote_diagnostics(answers, references, graders.numeric_match, candidate)
         logged |= {f"vote/{k}": v for k, v in votes.items()}
-    if c.sampled_answer:
-        right = values["exact_match"] if "exact_match" in values else marks("exact_match")
-        logged["reward/exact_match"] = float(right.mean())
+    if "exact_match" in values:
+        logged["reward/exact_match"] = float(values["exact_match"].mean())
+    elif texts is not None:
+        logged |= logged_grades(task, pool, rows, texts)
     logged["grader/failures"] = float(pool.failures - failures)
     if rollout.outcomes is not None:
         logged |= conversation_metrics(rollout.outcomes, rollout.truncated)

@@ -89,7 +89,7 @@ class Synchronous:
         batch = batch.replace(
             counted=counted, **(roles(c, len(drawn.rows) // c.prompts_per_question) if c.raro else {})
         )
-        measured = functools.partial(b.metrics, drawn.graded, drawn.rollout, drawn.texts)
+        measured = functools.partial(b.metrics, drawn.graded, drawn.rollout, drawn.rows, drawn.texts)
         queue = {"queue/lag": 0, "queue/depth": 0, "queue/dropped": 0}
         times = {"time/sample": rollout.seconds, "time/wait": 0.0}
         verdicts = drawn.graded.verdicts

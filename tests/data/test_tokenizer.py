@@ -4,11 +4,12 @@ import json
 import resource
 
 import gguf
+import numpy as np
 import pytest
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
-from rl_likelihood.data.tokenizer import eos_ids, load_tokenizer, save_tokenizer, set_template, vocab_bytes
+from rl_likelihood.data.tokenizer import eos_ids, load_tokenizer, save_tokenizer, set_template, texts_of, vocab_bytes
 from rl_likelihood.errors import UserError
 
 TEXTS = [
@@ -62,6 +63,20 @@ def test_smollm2(smollm2):
     chat = tokenizer.apply_chat_template(hello, tokenize=False, add_generation_prompt=True)
     assert chat.startswith("<|im_start|>system\n")
     assert chat.endswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece", "bytes", "cleaned"])
+def test_texts_decoded_in_one_call_are_those_of_single_rows(kind, make_tokenizer, make_space_prefixed):
+    if kind == "bytes":
+        tokenizer = byte_tokenizer()
+    else:
+        sentences = kind in ("sentencepiece", "cleaned")
+        tokenizer = make_space_prefixed()[0] if sentences else make_tokenizer(merges=[("t", "h"), (" ", "th")])[0]
+    tokenizer.clean_up_tokenization_spaces = kind == "cleaned"
+    ids = np.random.default_rng(0).integers(0, len(tokenizer), (50, 12)).tolist()  # also special ids and half letters
+    ids += [[], [tokenizer.eos_token_id], *(tokenizer(text).input_ids for text in (*TEXTS, "it 's a . b"))]
+    assert texts_of(tokenizer, ids) == [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+    assert texts_of(tokenizer, []) == []
 
 
 def test_folder_round_trip(make_tokenizer, tmp_path):

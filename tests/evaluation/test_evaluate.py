@@ -21,7 +21,7 @@ from rl_likelihood.model import splash
 from rl_likelihood.model.architecture import head_matrix, init
 from rl_likelihood.model.decoder import forward
 from rl_likelihood.runtime.devices import sampler_weights
-from rl_likelihood.sampler import decode
+from rl_likelihood.sampler import decode, engine
 from rl_likelihood.shapes import CHAIN, SAMPLED
 from rl_likelihood.task import EVALUATE, INIT, SAMPLE, WARM_START
 from tests.evaluation.bigrams import evaluated, letters, logp, numbers, records_of, sharp, task_of
@@ -198,6 +198,13 @@ def test_neither_batch_nor_number_of_questions_nor_of_samples_changes_a_chain(tm
             for a, b in zip(*both, strict=False):
                 assert a["log_prob"] == pytest.approx(b["log_prob"], abs=1e-3) and a["answer"] == b["answer"]
             assert r["swapped"] == (s["swapped"] and pytest.approx(s["swapped"], abs=1e-3))
+
+
+def test_one_program_reads_the_prompts_with_and_without_a_chain():
+    task, params = task_of(eval__samples=1, eval__batch_prompts=3, eval__prompts=3)
+    before = engine.prefill_jit._cache_size()
+    evaluated(task, params, task.heldout)
+    assert engine.prefill_jit._cache_size() == before + 1
 
 
 def test_the_keys_of_evaluation_are_never_those_of_training(tmp_path):

@@ -14,7 +14,7 @@ from rl_likelihood.rollouts.local_judge import Verdicts
 from rl_likelihood.rollouts.source import make_source
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.sampler import decode
-from rl_likelihood.shapes import CHAIN, PAD, Prompts, Rollout
+from rl_likelihood.shapes import CHAIN, PAD, SAMPLED, Prompts, Rollout
 from rl_likelihood.task import EVALUATE, SAMPLE, load
 from tests.runs import rows, run, small_config
 
@@ -73,6 +73,30 @@ def test_answers_that_several_processes_judge_are_counted_once(tmp_path):
             b.close()
     assert logged[0]["judge/failures"] == 2 and logged[0]["judge/cut"] == 3
     assert combined(logged[1:]) == logged[0]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"reward__name": "log_prob + numeric"}, {"filter__mode": "std_zero", "filter__resample": 1}]
+)
+def test_a_grade_that_is_only_logged_is_computed_while_the_step_runs(changes, tmp_path):
+    task, devices, params = loaded(sampler__max_sampled_answer=10, **changes)
+    b = Batches(task, devices, tmp_path)
+    try:
+        rollout, rows = b.sample(0, sampler_weights(params, task.model, devices), 0), b.rows(0)
+        reference = task.tokenizer(f">{rows[1].example.answer}</answer", add_special_tokens=False)["input_ids"]
+        opened = task.tokenizer("1</think>\n<answer", add_special_tokens=False)["input_ids"]
+        ids = [*opened, *reference]
+        rollout.completion[1, 0, : len(ids)] = ids
+        rollout.segment[1, 0] = (
+            [CHAIN] * len(opened) + [SAMPLED] * len(reference) + [PAD] * (rollout.segment.shape[-1] - len(ids))
+        )
+        graded, texts = b.grade(rollout, rows)
+        metrics = b.metrics(graded, rollout, rows, texts)
+    finally:
+        b.close()
+    assert metrics["reward/exact_match"] == pytest.approx(1 / 6), "one of six rows"
+    assert ("reward/exact_match" in graded.logged) == (texts is not None) == bool(changes)
+    assert metrics["grader/failures"] == 0 and graded.keep.all()
 
 
 def test_numbers_of_processes_are_averaged_and_counts_are_summed():

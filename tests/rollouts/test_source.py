@@ -3,6 +3,7 @@
 import contextlib
 import time
 
+import numpy as np
 import pytest
 
 from rl_likelihood.config import build
@@ -50,6 +51,62 @@ def test_the_sampler_of_a_shared_device_computes_only_while_the_learner_waits(tm
         with source.devices_free():
             assert source.queue.get(0)[0].version == 0
     assert not source.thread.is_alive()
+
+
+CHARACTERS = """
+from rl_likelihood.rewards.reward import Reward
+
+REWARDS = {"characters": Reward(lambda text, tags: len(text), "text", "the length of the text")}
+"""
+
+
+def ahead_of_learner(folder, staleness):
+    """Settings of a run whose sampler is ahead, with a reward that differs from row to row."""
+    (folder / "own.py").write_text(CHARACTERS)
+    own = {"reward__name": "characters", "reward__file": str(folder / "own.py")}
+    return {"sampler__max_staleness": staleness, **own}
+
+
+def assert_own_grades(source, given):
+    graded, _ = source.batches.grade(given.rollout, given.rows)
+    np.testing.assert_array_equal(given.batch.host_rewards["characters"], graded.values["characters"])
+    assert len(np.unique(graded.values["characters"])) > 1
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_rollout_is_graded_as_soon_as_it_is_sampled(resumed, tmp_path):
+    """A resumed run grades those of its checkpoint when it takes them."""
+    with made_source(tmp_path, **ahead_of_learner(tmp_path, 2)) as (source, task, params):
+        source.next(0, params)
+        with source.devices_free():
+            while len(source.queue) < 2:
+                time.sleep(0.01)
+        saved, devices = source.state(), source.batches.devices
+        assert [number for number, _ in source.grades][:2] == [1, 2], "before the learner has asked for them"
+        if not resumed:
+            given = source.next(1, params)
+            assert source.grades[0][0] == 2 and given.rollout.number == 1
+            assert_own_grades(source, given)
+            return
+    again = make_source(task, devices, tmp_path, 1, saved)
+    try:
+        given = again.next(1, params)
+        assert given.rollout.number == 1
+        assert_own_grades(again, given)
+    finally:
+        again.close()
+
+
+def test_grades_of_dropped_rollouts_are_given_to_no_other(tmp_path):
+    with made_source(tmp_path, **ahead_of_learner(tmp_path, 1)) as (source, _, params):
+        source.next(0, params)
+        with source.devices_free():
+            while not len(source.queue):
+                time.sleep(0.01)
+        first = source.grades[0][0]
+        given = source.next(5, params)  # what was sampled before is too old
+        assert given.rollout.number > first and source.queue.dropped
+        assert_own_grades(source, given)
 
 
 class SlowLock:
