@@ -10,6 +10,7 @@ from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation.trace import PERCENT
 from rl_likelihood.report import figures, metrics, table, table_text
 from rl_likelihood.report.table import Run
+from rl_likelihood.sweeps.grid import named, of_what_varies, point, product, sweep
 from tests.report.grids import evaluation, sft_run, text_runs, write_run
 
 
@@ -71,6 +72,16 @@ def test_what_was_published_is_there_before_any_run(tmp_path):
     assert texts["prob"]["log-prob per token, MC32, nats"] == "- [-1.3]"
     sft = texts["sft"]
     assert (sft["perplexity of the answer"], sft["chain length with tags, tokens"]) == ("- [1.65]", "- [5.0]")
+
+
+def test_learning_rates_are_not_averaged_as_seeds(tmp_path):
+    parts = [{"config": "c.py"}], named("reward", {"x": {"reward.name": "prob"}}), sweep("optim.lr", (1e-5, 1e-4))
+    points = of_what_varies([point(p) for p in product(*parts, sweep("seed", (0, 1)))])
+    tables = table.blocks(Run(p.labels, tmp_path / p.name) for p in points)
+    assert [(t.title, [(line.name, line.runs) for line in t.lines]) for t in tables] == [
+        ("optim.lr 1e-05", [("x", 2)]),
+        ("optim.lr 0.0001", [("x", 2)]),
+    ]
 
 
 def test_a_run_without_a_label_stands_in_every_table_that_has_its_others(runs, tmp_path):
