@@ -168,6 +168,14 @@ def test_texts_have_their_columns_as_one_block(tmp_path):
     assert "answered" not in [c.name for c in table_text.columns_of(table.blocks([sft_run(tmp_path / "x")])[0])]
 
 
+def test_csv_has_the_published_untouched_model(tmp_path):
+    blocks = table.blocks([Run({"reward": "prob", "seed": "0"}, tmp_path / "prob")])
+    paper = [{"labels": {"reward": "untouched"}, "perplexity": 67.29}]
+    rows = csv.DictReader(io.StringIO(table_text.grid_csv(blocks, paper)))
+    of = {(r["reward"], r["metric"]): (r["mean"], r["runs"], r["published"]) for r in rows}
+    assert of["untouched", "perplexity"] == ("", "0", "67.29") and of["prob", "perplexity"] == ("", "1", "")
+
+
 def test_csv_has_every_number(runs):
     paper = [{"labels": {"data": "math", "reward": "prob"}, "perplexity": (7.14, 0.2)}]
     rows = list(csv.DictReader(io.StringIO(table_text.grid_csv(table.blocks(runs), paper))))
