@@ -242,6 +242,23 @@ def test_no_question_is_on_both_sides(tmp_path):
         reward_model(config(data), tmp_path / "none", only_evaluate=True)
 
 
+def test_training_comparisons_of_held_out_questions_are_named(tmp_path, capsys):
+    data, held = write(tmp_path / "rows.jsonl", n=30), write(tmp_path / "held.jsonl", n=4, seed=1)
+    train, heldout = load_comparisons(config(data, data__heldout_path=held).data)
+    assert len(heldout) == 4 and len(train) == 26
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"4 training comparisons left out, because they ask a held-out question: {data}:1, {data}:2, {data}:3"
+        in printed
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs a file that nobody can read")
+def test_a_file_that_cannot_be_read_is_refused():
+    with pytest.raises(UserError, match="data.train_path is '/proc/self/mem', which cannot be read .*permissions"):
+        load_comparisons(config("/proc/self/mem").data)
+
+
 def test_other_comparisons_are_noticed_on_resume(tmp_path):
     data, run = write(tmp_path / "rows.jsonl", n=12), tmp_path / "run"
     sides = load_comparisons(config(data).data)

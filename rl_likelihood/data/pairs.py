@@ -59,7 +59,7 @@ def of_record(record: Any, where: str) -> Comparison:
     answers += [_answer(text, f"{where}: field 'rejected'") for text in rejected]
     if answers[0] in answers[1:]:
         raise UserError(f"{where}: chosen and rejected are equal ({answers[0][:60]!r}); remove the row")
-    margins = record.get("margin", 0.0)
+    margins = 0.0 if record.get("margin") is None else record["margin"]
     margins = margins if isinstance(margins, list) else [margins] * (len(answers) - 1)
     if len(margins) != len(answers) - 1 or not all(is_number(m) and abs(m) <= MOST_MARGIN for m in margins):
         raise UserError(

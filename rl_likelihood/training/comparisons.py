@@ -37,6 +37,9 @@ def load_comparisons(c: DataConfig) -> tuple[list[Comparison], list[Comparison]]
         raise UserError(f"data.source is {c.source!r}, which has no comparisons; set it to prepared or files")
     heldout = heldout[: c.heldout_size] if c.heldout_size > 0 else heldout
     heldout_keys = {variant_key(r.prompt) for r in heldout}
+    asked = [r.id for r in train if variant_key(r.prompt) in heldout_keys]
+    if asked:
+        say(f"{len(asked)} training comparisons left out, because they ask a held-out question: {', '.join(asked[:3])}")
     train = [r for r in train if variant_key(r.prompt) not in heldout_keys]
     train = train[: c.train_size] if c.train_size > 0 else train
     for rows, side in ((train, "training"), (heldout, "held-out")):
@@ -54,7 +57,11 @@ def _of_file(path: str, name: str, skip_bad_rows: bool) -> list[Comparison]:
     file, rows, bad = Path(path), list[Comparison](), list[str]()
     if not file.is_file():
         raise UserError(f"{name} is {path!r}, which is no file; give lines with prompt, chosen, rejected")
-    for location, record in records(str(file), file.read_bytes()):
+    try:
+        data = file.read_bytes()
+    except OSError as e:
+        raise UserError(f"{name} is {path!r}, which cannot be read ({e.strerror}); check its permissions") from e
+    for location, record in records(str(file), data):
         try:
             rows.append(of_record(record, str(location)))
         except UserError as e:

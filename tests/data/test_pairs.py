@@ -27,6 +27,12 @@ def test_a_question_is_all_that_was_said_before_the_answers(row, prompt):
     assert read.prompt == ("user: Hi\n\nassistant: Yes?\n\nuser: More" if prompt is True else prompt)
 
 
+def test_a_margin_of_null_is_none():
+    assert of_record({**ROW, "margin": None}, "f:1").margins == of_record(ROW, "f:1").margins == (0.0, 0.0)
+    with pytest.raises(UserError, match="'margin' is \\[None\\]; write one number for each"):
+        of_record({**ROW, "margin": [None]}, "f:1")
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
