@@ -15,7 +15,7 @@ from scipy.special import expit as sigmoid
 from scipy.stats import spearmanr
 
 from rl_likelihood.datasets.teleqna import REFERS
-from rl_likelihood.evaluation.statistics import RESAMPLES, interval, resampled
+from rl_likelihood.evaluation.statistics import RESAMPLES, interval, interval_of_equal, resampled
 
 BINS = 10
 RM_EVAL = "rm_eval.jsonl"  # in a reward model's workdir: its accuracies
@@ -35,7 +35,8 @@ class Scored(NamedTuple):
 def summary(rows: Sequence[Scored], resamples: int = RESAMPLES) -> dict[str, Any]:
     """Accuracies with 95 % intervals over the questions, calibration, and the baselines.
 
-    NAME_minus_length_only is of the same questions, so its interval is that of a paired difference.
+    The interval of an accuracy that is 0, or 1, in all questions is the exact one. NAME_minus_length_only is of the
+    same questions, so its interval is that of a paired difference.
     """
     d = np.concatenate([_differences(r.scores) for r in rows])
     lengths = [np.asarray([len(a) for a in r.answers], float) for r in rows]
@@ -50,6 +51,7 @@ def summary(rows: Sequence[Scored], resamples: int = RESAMPLES) -> dict[str, Any
         ratios[f"pair_accuracy/{name}"] = (hits * kept, pairs * kept)
     for name, scores in baselines(rows).items():
         ratios |= {f"{name}_{k}": v for k, v in _accuracies(rows, scores).items()}
+    exact = {k: ends for k, (a, b) in ratios.items() if b.any() and (ends := interval_of_equal(a[b > 0] / b[b > 0]))}
     ratios |= {f"{k}_minus_length_only": (a - ratios[f"length_only_{k}"][0], b) for k, (a, b) in own.items()}
     means = {"brier": (1 - sigmoid(d)) ** 2, "margin": d, "nll": np.logaddexp(0, -d)}
     ratios |= {k: (by_question(x), pairs) for k, x in means.items()}
@@ -57,7 +59,7 @@ def summary(rows: Sequence[Scored], resamples: int = RESAMPLES) -> dict[str, Any
     p, y, temperature = sigmoid(np.abs(d)), right, best_temperature(d)
     return {
         **{k: float(a.sum() / b.sum()) for k, (a, b) in ratios.items()},
-        "ci95": {k: _interval(a, b, resamples) for k, (a, b) in ratios.items()},
+        "ci95": {k: list(exact.get(k) or _interval(a, b, resamples)) for k, (a, b) in ratios.items()},
         "ece": ece(p, y),
         "temperature": temperature,
         "ece_after_temperature": ece(sigmoid(np.abs(d) / temperature), y),

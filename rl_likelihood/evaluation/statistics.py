@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import betaincinv
 
 from rl_likelihood.errors import UserError, exits
 from rl_likelihood.evaluation import texts, trace
@@ -274,15 +275,23 @@ def interval(values: np.ndarray) -> list[float]:
     return [float(x) for x in np.percentile(values, (2.5, 97.5))]
 
 
+def exact_interval(right: float, n: int) -> tuple[float, float]:
+    """Clopper and Pearson's 95 % interval of a share, `right` of n, where a tie is half right."""
+    low = betaincinv(right, n - right + 1, 0.025) if right > 0 else 0.0
+    return float(low), float(betaincinv(right + 1, n - right, 0.975)) if right < n else 1.0
+
+
+def interval_of_equal(values: np.ndarray) -> tuple[float, float] | None:
+    """The exact interval of a share that is 0 in all questions, or 1 in all: resampling sees no spread. None for any
+    other share."""
+    return exact_interval(values.sum(), len(values)) if values[0] in (0, 1) and np.ptp(values) == 0 else None
+
+
 def _exact_interval(name: str, q: Columns) -> tuple[float, float] | None:
-    """Clopper and Pearson's interval of a share that is 0 in all questions, or 1 in all; None for any other metric."""
+    """`interval_of_equal` of a metric that is a share; None for any other metric."""
     if not name.removeprefix("no_chain/").startswith(SHARES):
         return None
-    values = q[name][np.isfinite(q[name])]
-    bound = 0.025 ** (1 / len(values))
-    if not values.any():
-        return 0.0, 1 - bound
-    return (bound, 1.0) if (values == 1).all() else None
+    return interval_of_equal(q[name][np.isfinite(q[name])])
 
 
 # ------------------------------------------------------------------------------------------- one question

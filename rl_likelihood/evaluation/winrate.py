@@ -9,13 +9,12 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from scipy.special import expit as sigmoid
 
-from rl_likelihood.evaluation.statistics import RESAMPLES, interval, resampled
+from rl_likelihood.evaluation.statistics import RESAMPLES, exact_interval, interval, interval_of_equal, resampled
 
 ROUNDS = 60  # of Newton's method, which needs about ten
 LARGEST = 30.0  # of a coefficient: data that a rule separates would move it to infinity
 SMALL = 1e-6  # penalty on the coefficient of length, for such data
 TIE = 1e-9  # a preference so near one half is none
-Z = 1.959964  # the quantile of the normal distribution for a 95 % interval
 
 Numbers: TypeAlias = np.ndarray  # [n]
 
@@ -75,19 +74,11 @@ def fit_length(wins: Numbers, term: Numbers, weights: np.ndarray | None = None) 
     return Fit(theta, phi)
 
 
-def wilson(right: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, `right` of n."""
-    z2, p = Z**2, right / n
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
-
-
 def summary(first: Numbers, second: Numbers, lengths_a: Numbers, lengths_b: Numbers) -> dict[str, Any]:
     """Win rates of A over B in percent, with 95 % intervals over the prompts, and how steady the judge is.
 
     `first`: its preference for A's answer shown first; `second`: for B's answer shown first. The same preferences give
-    the same intervals.
+    the same intervals. If A wins all, or none, these are exact ones.
     """
     wins, n = of_both_orders(first, second), len(first)
     difference = np.asarray(lengths_a, float) - np.asarray(lengths_b, float)
@@ -96,12 +87,14 @@ def summary(first: Numbers, second: Numbers, lengths_a: Numbers, lengths_b: Numb
     fit = fit_length(wins, term)
     parts = [fit_length(wins, term, part).at_equal_length for part in np.array_split(weights, max(1, n // 100))]
     longer = np.where(difference == 0, 0.5, difference > 0)
+    ends = interval_of_equal(wins)
+    equal = ends and [100 * end for end in ends]
     return {
         "win_rate": 100 * float(wins.mean()),
         "win_rate_length_controlled": 100 * float(fit.at_equal_length[0]),
         "ci95": {
-            "win_rate": interval(100 * (weights @ wins) / n),
-            "win_rate_length_controlled": interval(100 * np.concatenate(parts)),
+            "win_rate": equal or interval(100 * (weights @ wins) / n),
+            "win_rate_length_controlled": equal or interval(100 * np.concatenate(parts)),
         },
         "first_bias": first_bias(first, second),
         "order_agreement": agreement(first, second),
@@ -117,7 +110,7 @@ def accuracy(first: Numbers, second: Numbers) -> dict[str, Any]:
     right = float(np.where(np.abs(wins - 0.5) < TIE, 0.5, wins > 0.5).sum())
     return {
         "accuracy": right / len(wins),
-        "ci95": list(wilson(right, len(wins))),
+        "ci95": list(exact_interval(right, len(wins))),
         "first_bias": first_bias(first, second),
         "order_agreement": agreement(first, second),
         "pairs": len(wins),

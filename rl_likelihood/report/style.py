@@ -36,9 +36,13 @@ REFERENCE = {"color": GREY, "linestyle": (0, (4, 3)), "linewidth": 1.2}  # the l
 
 
 def look_of(i: int) -> dict:
-    """Colour, dash and marker of number i."""
-    n = len(COLOURS)
-    return {"color": COLOURS[i % n], "linestyle": DASHES[(i + i // n) % len(DASHES)], "marker": MARKERS[i % n]}
+    """Colour, dash and marker of number i. When the colours repeat, dashes and markers move on by one."""
+    n, moved = len(COLOURS), i + i // len(COLOURS)
+    return {
+        "color": COLOURS[i % n],
+        "linestyle": DASHES[moved % len(DASHES)],
+        "marker": MARKERS[moved % len(MARKERS)],
+    }
 
 
 def numbers(names: Iterable[str]) -> dict[str, int]:

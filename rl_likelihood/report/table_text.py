@@ -203,7 +203,7 @@ def grid_csv(blocks: Sequence[Block], paper: Paper = ()) -> str:
     columns = [c for c in COLUMNS if c in GRID_COLUMNS or c.name in measured]
     writer.writerow([*names, rows, "metric", "measured", *Cell._fields[:-1], "questions", "done", "runs", "published"])
     for block in blocks:
-        for line in block.lines:
+        for line in _lines(block, paper):
             theirs = published(block, line.name, paper)
             for column in columns:
                 c, measured = line.cell(column.name), line.key(column.name)

@@ -18,9 +18,7 @@ from rl_likelihood.rewards.likelihood import (
     Objective,
     TokenMask,
     above_best,
-    kept_mean,
     log_prob,
-    mean_difference,
     mean_of,
     quotients_above_best,
 )
@@ -39,31 +37,24 @@ def log_prob_any(alternatives_logp: Float[AnyArray, "P G B"], alternatives: Alte
         log_probs = _tokens(logp, mask, alternatives_logp, alternatives).sum(-1)
         return jax.nn.logsumexp(jnp.moveaxis(log_probs, 0, -1), -1, where=present)
 
-    def value(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
-        return kept_mean(score(logp, mask), keep)
-
-    def difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
+    def above(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
         tokens = jax.lax.stop_gradient(_tokens(logp, mask, alternatives_logp, alternatives))
-        return mean_difference(above_best(_log_sums(tokens, present, keep), keep), keep)
+        return above_best(_log_sums(tokens, present, keep), keep)
 
-    return Objective(value, difference, score)
+    return mean_of(score, above)
 
 
 def option_prob(alternatives_logp: Float[AnyArray, "P G B"], alternatives: Alternatives) -> Objective:
     """mean_i log softmax_k(l_ik) at the reference. The `alternatives` are wrong answers."""
-    reference, any_option = mean_of(log_prob), log_prob_any(alternatives_logp, alternatives)
+    any_option = log_prob_any(alternatives_logp, alternatives)
 
-    def difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
+    def above(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
         # -log sum_k exp(l_ik - l_i0): a chain that makes all options more likely changes no term.
         tokens = jax.lax.stop_gradient(_tokens(logp, mask, alternatives_logp, alternatives))
         rows = -_log_sums(tokens - tokens[0], _present(alternatives), keep)
-        return mean_difference(above_best(rows, keep), keep)
+        return above_best(rows, keep)
 
-    return Objective(
-        lambda *group: reference.value(*group) - any_option.value(*group),
-        difference,
-        lambda logp, mask: log_prob(logp, mask) - any_option.score(logp, mask),
-    )
+    return mean_of(lambda logp, mask: log_prob(logp, mask) - any_option.score(logp, mask), above)
 
 
 def _present(alternatives: Alternatives) -> Bool[Array, "P 1 K"]:

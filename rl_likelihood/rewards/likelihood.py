@@ -24,6 +24,7 @@ differences. So each `Objective` also computes the differences itself, from rows
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -44,13 +45,15 @@ Score = Callable[[LogProbs, TokenMask], Float[Array, "P G"]]
 class Objective:
     """`value`: f(group). `difference`: f(group) - f(group without i), for each kept row of a group with at least two.
 
-    `score`: the number of each row in logs; None: its log-prob. `weights`: the weights of the answer's scored tokens,
-    in order; None: there are none.
+    `score`: the number of each row in logs; None: its log-prob. `above`: these numbers, less one that the rows of a
+    group share; it keeps small differences of large numbers. None: by subtracting the numbers. `weights`: the weights
+    of the answer's scored tokens, in order; None: there are none.
     """
 
     value: GroupValue
     difference: RowDifference
     score: Score | None = None
+    above: RowDifference | None = None
     weights: Float[Array, "P #G A"] | None = None
 
     def __call__(self, logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
@@ -146,6 +149,19 @@ def quotients_above_best(
     return _row(x, best), (above + _row(x, best) * (_row(n, best) - n)) / n
 
 
+def probability_difference(x: Float[AnyArray, "..."], y: Float[AnyArray, "..."]) -> Float[Array, "..."]:
+    """exp(x) - exp(y). If x is near y, it comes from expm1, which keeps the digits of small differences."""
+    x, y = (jnp.clip(v, _NO_PROBABILITY, _HIGHEST_EXP) for v in (x, y))
+    near = jnp.exp(y) * jnp.expm1(jnp.minimum(x - y, 1.0))
+    return jnp.where(x - y < 1, near, jnp.exp(x) - jnp.exp(y))
+
+
+def clipped_above(values: Float[AnyArray, "P G"], above: Float[AnyArray, "P G"], keep: Keep) -> Float[Array, "P G"]:
+    """max(0, values_i) - max(0, values_best). `above`: the values, less a number that the rows of a group share."""
+    best = jnp.where(keep, values, -jnp.inf).max(-1, keepdims=True)
+    return jnp.where(best > 0, jnp.maximum(above_best(above, keep), -best), 0.0)
+
+
 def _mean_probs_above_best(
     tokens: Float[Array, "P G A"], mask: TokenMask, n: Float[Array, "P G"], keep: Keep
 ) -> Float[Array, "P G"]:
@@ -154,10 +170,7 @@ def _mean_probs_above_best(
     tokens = jnp.where(usable, jnp.clip(tokens, _NO_PROBABILITY, _HIGHEST_EXP), _NO_PROBABILITY)
     x = jnp.exp(tokens).sum(-1) / n
     best = _best_row(x, keep)
-    best_tokens = jnp.take_along_axis(tokens, best[..., None], 1)
-    difference = tokens - best_tokens
-    near = jnp.exp(best_tokens) * jnp.expm1(jnp.minimum(difference, 1.0))
-    above = jnp.where(difference < 1, near, jnp.exp(tokens) - jnp.exp(best_tokens)).sum(-1)
+    above = probability_difference(tokens, jnp.take_along_axis(tokens, best[..., None], 1)).sum(-1)
     return (above + _row(x, best) * (_row(n, best) - n)) / n
 
 
@@ -183,16 +196,17 @@ def mean_difference(values: Float[AnyArray, "P G"], keep: Keep) -> Float[Array, 
     return (values - kept_mean(values, keep)[:, None]) / others_count
 
 
-def mean_of(score: Score) -> Objective:
-    """The objective f = mean over the kept rows of a per-row score."""
+def mean_of(score: Score, above: RowDifference | None = None) -> Objective:
+    """The objective f = mean over the kept rows of a per-row score. `above`: see Objective; by default `relative`."""
+    of_rows = above or functools.partial(relative, score)
 
     def value(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
         return kept_mean(score(logp, mask), keep)
 
     def difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
-        return mean_difference(relative(score, logp, mask, keep), keep)
+        return mean_difference(of_rows(logp, mask, keep), keep)
 
-    return Objective(value, difference)
+    return Objective(value, difference, score, of_rows)
 
 
 def log_mean_exp(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
@@ -220,7 +234,7 @@ def _log_mean_exp_difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Flo
     return jnp.where(x < 1, near, far)
 
 
-jepo = Objective(log_mean_exp, _log_mean_exp_difference)
+jepo = Objective(log_mean_exp, _log_mean_exp_difference, log_prob, functools.partial(relative, log_prob))
 
 
 def difference(f: Objective | GroupValue, logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
@@ -233,15 +247,18 @@ def difference(f: Objective | GroupValue, logp: LogProbs, mask: TokenMask, keep:
 
 
 def weighted_sum(
-    constant: Float[Array, "P G"], terms: Sequence[tuple[Objective | GroupValue, Float[Array, "P"]]]
+    constant: Float[Array, "P G"],
+    above: Float[Array, "P G"],
+    terms: Sequence[tuple[Objective | GroupValue, Float[Array, "P"]]],
 ) -> Objective:
-    """The objective mean_i constant_i + sum over terms of (the group's weight * f)."""
+    """The objective mean_i constant_i + sum over terms of (the group's weight * f). `above`: the constants, less a
+    number that the rows of a group share."""
 
     def value(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
         return kept_mean(constant, keep) + sum(weight * f(logp, mask, keep) for f, weight in terms)
 
     def differences(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
-        out = mean_difference(above_best(constant, keep), keep)
+        out = mean_difference(above_best(above, keep), keep)
         return out + sum(weight[:, None] * difference(f, logp, mask, keep) for f, weight in terms)
 
     return Objective(value, differences)

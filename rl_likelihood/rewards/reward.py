@@ -37,6 +37,9 @@ class Reward:
     about: str
     reads: tuple[str, ...] = ("chain", "reference")
     span: Literal["auto", "chain", "response"] = "auto"
+    # Kind `step`: (observation, cfg) -> [P, G], its numbers less one that the rows of a group share, where subtracting
+    # them would lose digits.
+    above: Callable[..., Any] | None = None
     with_terms: tuple[str, ...] = ()  # other terms that the sum must contain
     # proxy: NOVER's proxy model; initial: the initial model's score of the answer; cross: the log-prob of every sampled
     # answer after every chain of its group; conversation: an environment.

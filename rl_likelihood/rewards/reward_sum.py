@@ -129,6 +129,18 @@ def row_values(term: Term, observation: Observation, cfg: RewardConfig) -> Float
     return score(observation.floored_logp, observation.scored)
 
 
+def rows_above(term: Term, observation: Observation, cfg: RewardConfig) -> Float[Array, "P G"]:
+    """`row_values`, less a number that the rows of a group share. It keeps the small differences between large numbers
+    that rounding removes from the numbers themselves."""
+    group = (observation.floored_logp, observation.scored, observation.keep)
+    f = built(term, observation, cfg)
+    if isinstance(f, Objective) and f.above:
+        return f.above(*group)
+    if term.reward.kind == "group":
+        return likelihood.relative(likelihood.log_prob, *group)
+    return term.reward.above(observation, cfg) if term.reward.above else row_values(term, observation, cfg)
+
+
 def objective(
     observation: Observation, cfg: RewardConfig, extra: Float[Array, "P G"] | float = 0.0
 ) -> tuple[Objective, Float[Array, "P G"], dict[str, Float[Array, "P G"]]]:
@@ -139,16 +151,13 @@ def objective(
     """
     stop, keep = jax.lax.stop_gradient, observation.keep
     rows = {t.name: stop(row_values(t, observation, cfg)) for t in cfg.terms}
-    constant, objectives, total = jnp.zeros(keep.shape, jnp.float32) + extra, [], extra
+    constant = constant_above = jnp.zeros(keep.shape, jnp.float32) + extra
+    objectives, total = [], extra
     for t in cfg.terms:
         scale = jnp.full(keep.shape[:1], t.weight, jnp.float32)
+        above = stop(rows_above(t, observation, cfg))
         if t.per_std:
-            values = rows[t.name]
-            if t.reward.kind in ("score", "group"):
-                # Relative to the best row, because rounding may have removed small differences from the values.
-                score = t.reward.function if t.reward.kind == "score" else likelihood.log_prob
-                values = stop(likelihood.relative(score, observation.floored_logp, observation.scored, keep))
-            std = shaping.group_std(values, keep)
+            std = shaping.group_std(above, keep)
             scale = jnp.where(std > _STD_EPS, scale / jnp.maximum(std, _STD_EPS), 0.0)
         total = total + scale[:, None] * rows[t.name]
         objective_of_term = built(t, observation, cfg)
@@ -156,5 +165,6 @@ def objective(
             objectives.append((objective_of_term, scale))
         else:
             constant = constant + scale[:, None] * rows[t.name]
+            constant_above = constant_above + scale[:, None] * above
 
-    return likelihood.weighted_sum(stop(constant), objectives), stop(total), rows
+    return likelihood.weighted_sum(stop(constant), stop(constant_above), objectives), stop(total), rows

@@ -36,6 +36,16 @@ def rlpr(observation: Observation, cfg: RewardConfig) -> Rows:
     return score if observation.baseline is None else shaping.improvement(score, observation.baseline)
 
 
+def _rlpr_above(observation: Observation, cfg: RewardConfig) -> Rows:
+    """rlpr less its best row's, from the differences of token log-probs."""
+    seen = (observation.floored_logp, observation.scored)
+    above = likelihood.relative(likelihood.avg_prob, *seen, observation.keep)
+    if observation.baseline is None:
+        return above
+    gains = likelihood.avg_prob(*seen) - observation.baseline[:, None]
+    return likelihood.clipped_above(gains, above, observation.keep)
+
+
 def _without_chain(observation: Observation) -> tuple[Array, Array]:
     """(log-probs of the answer's tokens without a chain, the mask of the tokens); zeros if no term needs them."""
     n = jnp.where(observation.keep, observation.scored.sum(-1), 0).max(-1, keepdims=True)
@@ -64,34 +74,36 @@ def _sum_to_length(weights: Array, observation: Observation) -> Array:
 def weighted_log_prob(observation: Observation, cfg: RewardConfig) -> Objective:
     """sum_t w_t log p_t, with the weights of reward.token_weights, scaled to mean 1."""
     weights = _sum_to_length(_token_weights(observation, cfg.token_weights), observation)
-    return weighted.weighted(weighted.log_probability, weights, jnp.zeros_like(weights[:, 0]))
+    return weighted.weighted(jnp.subtract, weights, jnp.zeros_like(weights[:, 0]))
 
 
 def weighted_avg_prob(observation: Observation, cfg: RewardConfig) -> Objective:
     """sum_t w_t p_t, with the weights of reward.token_weights, scaled to sum 1."""
     weights = _token_weights(observation, cfg.token_weights)
-    return weighted.weighted(likelihood.probability, weights, jnp.zeros_like(weights[:, 0]))
+    return weighted.weighted(
+        likelihood.probability_difference, weights, jnp.full_like(weights[:, 0], likelihood.LOWEST)
+    )
 
 
 def nrt(observation: Observation, cfg: RewardConfig) -> Objective:
     """max(0, sum_t w_t (p_t - its value without a chain)). Weights have sum 1 and come from these values."""
     base, answer_mask = _without_chain(observation)
     weights = weighted.base_weights(cfg.token_weights, base, answer_mask)
-    return weighted.gain(weights, jnp.where(answer_mask, likelihood.probability(base), 0.0), cfg.clip_gain)
+    return weighted.gain(weights, jnp.where(answer_mask, base, 0.0), cfg.clip_gain)
 
 
 def r3(observation: Observation, cfg: RewardConfig) -> Objective:
     """sum_t w_t (log p_t - its value without a chain), with weights of mean 1 from the spread over the other rows."""
     base, answer_mask = _without_chain(observation)
     weights = _sum_to_length(_token_weights(observation, "spread"), observation)
-    return weighted.weighted(weighted.log_probability, weights, jnp.where(answer_mask, base, 0.0))
+    return weighted.weighted(jnp.subtract, weights, jnp.where(answer_mask, base, 0.0))
 
 
 def likelihood_gain(observation: Observation, cfg: RewardConfig) -> Objective:
     """Mean over the tokens of (log p_t - its value without a chain)."""
     base, answer_mask = _without_chain(observation)
     equal = weighted.shares(jnp.ones_like(base), answer_mask)[:, None]
-    gain = weighted.weighted(weighted.log_probability, equal, jnp.where(answer_mask, base, 0.0))
+    gain = weighted.weighted(jnp.subtract, equal, jnp.where(answer_mask, base, 0.0))
     return dataclasses.replace(gain, weights=None)  # samples show weights only where they differ
 
 
@@ -211,7 +223,7 @@ REWARDS: dict[str, Reward] = {
     "likelihood_gain": Reward(likelihood_gain, "built", likelihood_gain.__doc__, no_chain="must"),
     "log_prob_any": Reward(log_prob_any, "built", log_prob_any.__doc__, alternatives=ALTERNATIVES),
     "option_prob": Reward(option_prob, "built", option_prob.__doc__, alternatives=REJECTED),
-    "rlpr": Reward(rlpr, "step", rlpr.__doc__, span="response"),
+    "rlpr": Reward(rlpr, "step", rlpr.__doc__, span="response", above=_rlpr_above),
     "nover_rank": Reward(
         nover_rank, "step", nover_rank.__doc__, span="response", with_terms=("format",), needs=("proxy",)
     ),

@@ -32,15 +32,15 @@ from rl_likelihood.rewards.likelihood import (
     LogProbs,
     Objective,
     TokenMask,
+    clipped_above,
     mean_of,
-    probability,
+    probability_difference,
 )
 from rl_likelihood.shapes import AnyArray
 
 Tokens = Float[Array, "P G A"]
-OfTokens = Callable[[Float[AnyArray, "..."]], Float[Array, "..."]]
-
-log_probability = jnp.asarray  # the score of a token is its log-prob itself
+# Of two tokens' log-probs: their difference (jnp.subtract), or that of the probabilities (probability_difference).
+Minus = Callable[[Float[AnyArray, "..."], Float[AnyArray, "..."]], Float[Array, "..."]]
 
 
 def answers_first(
@@ -98,36 +98,53 @@ def largest_spread(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, 
     return _spread(*answers_first(logp, mask), keep).max(-1, initial=0.0)
 
 
-def weighted(of_token: OfTokens, weights: Float[AnyArray, "P #G A"], base: Float[AnyArray, "P A"]) -> Objective:
-    """mean_i sum_t w_it (of_token(log p_it) - base_t). The difference of row i applies row i's weights to all rows:
+def weighted(minus: Minus, weights: Float[AnyArray, "P #G A"], base: Float[AnyArray, "P A"]) -> Objective:
+    """mean_i sum_t w_it minus(log p_it, base_t), with `base` in nats. The difference of row i applies row i's weights
+    to all rows:
 
-    sum_t w_it (x_it - mean over the others of x_jt) / n,      x = of_token(log p)
+    sum_t w_it (x_it - mean over the others of x_jt) / n,      x = minus(log p, base)
     """
-    weights, base = jax.lax.stop_gradient((jnp.asarray(weights), jnp.asarray(base)))
+    weights, base = jax.lax.stop_gradient((jnp.asarray(weights), jnp.asarray(base)[:, None]))
+
+    def tokens_of(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G W"]:
+        tokens, first = answers_first(logp, mask, weights.shape[-1])
+        return jnp.where(first, tokens, base)
 
     def score(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
-        tokens, first = answers_first(logp, mask, weights.shape[-1])
-        return jnp.where(first, weights * (of_token(tokens) - base[:, None]), 0.0).sum(-1)
+        return (weights * minus(tokens_of(logp, mask), base)).sum(-1)
+
+    def first_row(tokens: Tokens, keep: Keep) -> Float[Array, "P 1 A"]:
+        return jnp.take_along_axis(tokens, keep.argmax(-1)[:, None, None], 1)
+
+    def from_first(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G W"]:
+        tokens = tokens_of(logp, mask)  # differences from a row of the group are exactly 0 for equal rows
+        return jnp.where(keep[..., None], minus(tokens, first_row(tokens, keep)), 0.0)
+
+    def above(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
+        # w_i x_i - w_1 x_1 = w_i (x_i - x_1) + (w_i - w_1) x_1
+        w = jnp.broadcast_to(weights, (*keep.shape, weights.shape[-1]))
+        x = minus(first_row(tokens_of(logp, mask), keep), base)
+        return (w * from_first(logp, mask, keep)).sum(-1) + ((w - first_row(w, keep)) * x).sum(-1)
 
     def difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
-        tokens, first = answers_first(logp, mask, weights.shape[-1])
-        tokens = jnp.where(first & keep[..., None], of_token(tokens), 0.0)
-        row = keep.argmax(-1)[:, None, None]  # differences from a row of the group are exactly 0 for equal rows
-        above = jnp.where(keep[..., None], tokens - jnp.take_along_axis(tokens, row, 1), 0.0)
+        x = from_first(logp, mask, keep)
         n = keep.sum(-1)[:, None, None]
-        centred = above - above.sum(1, keepdims=True) / jnp.maximum(n, 1)
+        centred = x - x.sum(1, keepdims=True) / jnp.maximum(n, 1)
         return (weights * centred).sum(-1) / jnp.maximum(n[..., 0] - 1, 1)
 
-    return Objective(mean_of(score).value, difference, score, weights)
+    return Objective(mean_of(score).value, difference, score, above, weights)
 
 
 def gain(weights: Float[AnyArray, "P A"], base: Float[AnyArray, "P A"], clip: bool) -> Objective:
-    """mean_i of sum_t w_t (p_it - base_t); with `clip`, of max(0, that) (NRT). A clipped row has no gradient."""
-    plain = weighted(probability, weights[:, None], base)
+    """mean_i of sum_t w_t (p_it - exp(base_t)); with `clip`, of max(0, that) (NRT). A clipped row has no gradient."""
+    plain = weighted(probability_difference, weights[:, None], base)
     if not clip:
         return plain
 
     def score(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
         return jnp.maximum(plain.score(logp, mask), 0.0)
 
-    return dataclasses.replace(mean_of(score), score=score, weights=plain.weights)
+    def above(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
+        return clipped_above(plain.score(logp, mask), plain.above(logp, mask, keep), keep)
+
+    return dataclasses.replace(mean_of(score, above), weights=plain.weights)

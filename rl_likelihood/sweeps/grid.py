@@ -9,8 +9,9 @@
         )
 
 A key is a config field, "config" (the config file, with its arguments after a colon) or "@label", a name for a choice.
-Labels and the seed give the name of the run and its row in tables, and --only selects by them. They are never on the
-command line. The history of a point is in its run folder.
+Labels and the seed give the name of the run and its row in tables, and --only selects by them. Where they are the same
+for several points, what differs among these is added. Labels are never on the command line. The history of a point is
+in its run folder.
 """
 
 import ast
@@ -133,15 +134,38 @@ def point(overrides: Overrides) -> Point:
 
 
 def of_what_varies(points: list[Point]) -> list[Point]:
-    """The points, of which those without labels of their own are named by what differs between points, and the seed."""
+    """The points, of which those without labels of their own are named by what differs between points, and the seed.
 
-    def value(p: Point, key: str) -> str:
-        return json.dumps(_plain(p.overrides.get(key)))
+    Points of equal labels and seed also get the fields, and the config file, that differ among them. Their other seeds
+    get the same.
+    """
 
-    constant = {key for p in points for key in p.overrides if len({value(q, key) for q in points}) == 1} - {SEED}
+    def differ(among: list[Point]) -> set[str]:
+        keys = {key for p in among for key in (CONFIG, *p.overrides)}
+        return {key for key in keys if len({json.dumps(_plain(_field(p, key))) for p in among}) > 1}
+
     if len(points) == 1:
         return points
-    return [dataclasses.replace(p, labels={k: v for k, v in p.labels.items() if k not in constant}) for p in points]
+    constant = {key for p in points for key in p.overrides} - differ(points) - {SEED}
+    points = [dataclasses.replace(p, labels={k: v for k, v in p.labels.items() if k not in constant}) for p in points]
+    rows: dict[frozenset[Any], dict[str | None, list[Point]]] = {}  # the points by labels, then by seed
+    for p in points:
+        rows.setdefault(_row(p), {}).setdefault(p.labels.get(SEED), []).append(p)
+    more = {row: set().union(*map(differ, seeds.values())) for row, seeds in rows.items()}
+
+    def labels(p: Point) -> dict[str, str]:
+        fields = {CONFIG: p.config, **p.overrides}
+        return p.labels | {key: _text(value) for key, value in fields.items() if key in more[_row(p)]}
+
+    return [dataclasses.replace(p, labels=labels(p)) for p in points]
+
+
+def _row(p: Point) -> frozenset[Any]:
+    return frozenset((k, v) for k, v in p.labels.items() if k != SEED)
+
+
+def _field(p: Point, key: str) -> Any:
+    return p.config if key == CONFIG else p.overrides.get(key)
 
 
 def only(points: Sequence[Point], selections: Iterable[str]) -> list[Point]:
@@ -167,7 +191,7 @@ def only(points: Sequence[Point], selections: Iterable[str]) -> list[Point]:
 
 
 def _value(p: Point, key: str) -> Any:
-    return p.labels.get(key, p.overrides.get(key, p.config if key == CONFIG else None))
+    return p.labels.get(key, _field(p, key))
 
 
 def _same(value: Any, text: str) -> bool:

@@ -62,6 +62,17 @@ def test_equal_scores_know_nothing():
     assert out["length_correlation"] == 0 and out["brier"] == 0.25
 
 
+def test_none_and_all_of_n_have_the_exact_interval():
+    bound = 0.025 ** (1 / 20)  # of 20 questions, whatever their pairs
+    for right, ends in ((1.0, [bound, 1]), (-1.0, [0, 1 - bound])):
+        questions = [Scored("q", ["xx", "x", "x"], np.array([right, 0, 0]), "ab"[i % 2]) for i in range(20)]
+        out = summary(questions, 20)["ci95"]
+        for name in ("pair_accuracy", "best_of_options"):
+            assert out[name] == pytest.approx(ends), name
+        assert out["length_only_pair_accuracy"] == pytest.approx([bound, 1]) and out["margin"] == [right, right]
+        assert out["pair_accuracy/a"][1] - out["pair_accuracy/a"][0] == pytest.approx(1 - 0.025 ** (1 / 10))
+
+
 def test_the_baselines_see_length_and_words():
     out = summary([Scored("a red car", ["a red car here", "blue"], np.array([0.0, 1.0]))] * 3, 20)
     assert out["length_only_pair_accuracy"] == out["overlap_only_pair_accuracy"] == 1 and out["pair_accuracy"] == 0

@@ -80,8 +80,16 @@ def test_the_accuracy_of_a_judge_and_its_interval():
     always_first = winrate.accuracy(np.full(40, 0.9), np.full(40, 0.9))
     assert always_first["accuracy"] == 0.5 and always_first["ci95"][0] < 0.5
     slight = np.where(np.arange(40) < 24, 0.8, 0.2)
-    # Wilson's interval of 24 of 40, by hand: not above chance.
-    assert winrate.accuracy(slight, 1 - slight)["ci95"] == pytest.approx([0.4460, 0.7365], abs=1e-4)
+    # Clopper and Pearson's interval of 24 of 40 (scipy's binomtest): not above chance.
+    assert winrate.accuracy(slight, 1 - slight)["ci95"] == pytest.approx([0.433267, 0.751350], abs=1e-6)
+
+
+def test_none_and_all_of_n_have_the_exact_interval():
+    lengths, bound = np.arange(20), 0.025 ** (1 / 20)  # 0.8316
+    for wins, ends in ((np.ones(20), [bound, 1]), (np.zeros(20), [0, 1 - bound])):
+        out = winrate.summary(wins, 1 - wins, lengths, lengths[::-1])["ci95"]
+        assert out["win_rate"] == out["win_rate_length_controlled"] == pytest.approx([100 * x for x in ends])
+        assert winrate.accuracy(wins, 1 - wins)["ci95"] == pytest.approx(ends)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the annotations are not at hand")

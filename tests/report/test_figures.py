@@ -153,6 +153,8 @@ def test_a_reward_has_one_colour_in_every_figure():
     )
     assert len({look["color"] for look in looks.values()}) == 4
     assert len({look["color"] for look in style.looks(style.NUMBERS).values()}) == len(style.NUMBERS)
+    drawn = [style.look_of(i) for i in range(16)]
+    assert len({(look["color"], look["marker"]) for look in drawn}) == 16, "the ninth has the first one's colour"
 
 
 def test_success_against_perplexity_leaves_tables_without_both_out(runs):

@@ -10,6 +10,7 @@ from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation.trace import PERCENT
 from rl_likelihood.report import figures, metrics, table, table_text
 from rl_likelihood.report.table import Run
+from rl_likelihood.sweeps.grid import named, of_what_varies, point, product, sweep
 from tests.report.grids import evaluation, sft_run, text_runs, write_run
 
 
@@ -71,6 +72,16 @@ def test_what_was_published_is_there_before_any_run(tmp_path):
     assert texts["prob"]["log-prob per token, MC32, nats"] == "- [-1.3]"
     sft = texts["sft"]
     assert (sft["perplexity of the answer"], sft["chain length with tags, tokens"]) == ("- [1.65]", "- [5.0]")
+
+
+def test_learning_rates_are_not_averaged_as_seeds(tmp_path):
+    parts = [{"config": "c.py"}], named("reward", {"x": {"reward.name": "prob"}}), sweep("optim.lr", (1e-5, 1e-4))
+    points = of_what_varies([point(p) for p in product(*parts, sweep("seed", (0, 1)))])
+    tables = table.blocks(Run(p.labels, tmp_path / p.name) for p in points)
+    assert [(t.title, [(line.name, line.runs) for line in t.lines]) for t in tables] == [
+        ("optim.lr 1e-05", [("x", 2)]),
+        ("optim.lr 0.0001", [("x", 2)]),
+    ]
 
 
 def test_a_run_without_a_label_stands_in_every_table_that_has_its_others(runs, tmp_path):
@@ -155,6 +166,14 @@ def test_texts_have_their_columns_as_one_block(tmp_path):
     assert set(untouched[1 + at : 13 + at]) == {"-"}
     assert figures.loaded(text_runs(tmp_path)[2], {})["heldout"][-1]["distinct_1"] == 0.2
     assert "answered" not in [c.name for c in table_text.columns_of(table.blocks([sft_run(tmp_path / "x")])[0])]
+
+
+def test_csv_has_the_published_untouched_model(tmp_path):
+    blocks = table.blocks([Run({"reward": "prob", "seed": "0"}, tmp_path / "prob")])
+    paper = [{"labels": {"reward": "untouched"}, "perplexity": 67.29}]
+    rows = csv.DictReader(io.StringIO(table_text.grid_csv(blocks, paper)))
+    of = {(r["reward"], r["metric"]): (r["mean"], r["runs"], r["published"]) for r in rows}
+    assert of["untouched", "perplexity"] == ("", "0", "67.29") and of["prob", "perplexity"] == ("", "1", "")
 
 
 def test_csv_has_every_number(runs):

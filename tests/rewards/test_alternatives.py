@@ -8,6 +8,8 @@ import pytest
 from rl_likelihood.learner.batching import alternatives_of
 from rl_likelihood.rewards.alternatives import log_prob_any, option_prob
 from rl_likelihood.rewards.likelihood import log_prob, mean_of
+from rl_likelihood.rewards.shaping import group_std
+from tests.learner.test_precision import objective
 
 IDS, SCORED = np.arange(3), np.array([False, True, True])
 TWO = alternatives_of([[(IDS, SCORED), (IDS[:2], SCORED[1:])], []], 2, 7, 0)
@@ -70,6 +72,16 @@ def test_chains_that_make_all_options_more_likely_cost_no_digits():
     assert (got[1] == 0).all(), "without wrong answers"
 
 
+@pytest.mark.parametrize("of", (log_prob_any, option_prob))
+def test_the_standard_deviation_of_a_group_keeps_its_digits(of):
+    logp, others = log_probs(-1000.0, 0.01)
+    rows = by_hand(logp, others)
+    rows = rows if of is log_prob_any else np.where(MASK, logp.astype(np.float64), 0).sum(-1) - rows
+    keep = np.ones((2, 4), bool)
+    got = group_std(of(others, TWO).above(logp, MASK, keep), keep)
+    np.testing.assert_allclose(got, rows.std(-1, ddof=1), rtol=1e-4)
+
+
 def test_equal_rows_have_a_difference_of_exactly_zero():
     logp, others = (np.repeat(x[:, :1], 4, 1) for x in log_probs(-300.0))
     assert (np.asarray(log_prob_any(others, TWO).difference(logp, MASK, np.ones((2, 4), bool))) == 0).all()
@@ -92,3 +104,9 @@ def test_nothing_kept_and_impossible_answers_give_no_nan():
     assert f(logp, others) == 0 and all((np.asarray(g) == 0).all() for g in grads)
     f = lambda logp, others: log_prob_any(others, TWO)(logp, MASK, np.ones((2, 4), bool)).sum()
     assert np.isfinite(f(logp, others)) and all(np.isfinite(g).all() for g in jax.grad(f, (0, 1))(logp, others))
+
+
+def test_without_wrong_answers_in_the_data_the_reference_is_the_only_option():
+    logp = log_probs()[0]
+    rows = objective("option_prob", logp, logp.mean(1))[1]
+    assert (np.asarray(rows) == 0).all()

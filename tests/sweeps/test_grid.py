@@ -61,6 +61,29 @@ def test_names_hold_only_what_varies_and_the_seed():
     assert [p.labels for p in labelled] == [{"reward": "x", "seed": str(i)} for i in (0, 1)]
 
 
+def labels(*parts):
+    return [p.labels for p in of_what_varies([point(p) for p in product(*parts)])]
+
+
+def test_points_of_equal_labels_are_told_apart_by_what_differs():
+    rewards, data = named("reward", {"x": {"reward.name": "prob"}}), named("data", {"m": {"data.train_path": "m"}})
+    seeds, same = sweep("seed", (0, 1)), {"train.steps": 3, **BASE}
+    rates = labels([same], rewards, sweep("optim.lr", (1e-5, 1e-4)), seeds)
+    assert rates == [{"reward": "x", "optim.lr": lr, "seed": s} for lr in ("1e-05", "0.0001") for s in "01"]
+    rewards = labels([same], data, sweep("reward.name", ("prob", "log_prob")), seeds)
+    assert rewards == [{"data": "m", "reward.name": n, "seed": s} for n in ("prob", "log_prob") for s in "01"]
+    assert labels(sweep("config", ("a.py", "b.py"))) == [{"config": "a.py"}, {"config": "b.py"}]
+    tied = labels([same], data, [{"seed": 0, "data.seed": 5}, {"seed": 1, "data.seed": 6}])
+    assert tied == [{"data": "m", "seed": s} for s in "01"], "the seed tells them apart"
+
+
+def test_a_seed_of_one_value_alone_says_that_value():
+    """Else it would stand in the lines of all values."""
+    rate = lambda lr, seed: point(BASE | {"@reward": "x", "optim.lr": lr, "seed": seed})
+    points = of_what_varies([rate(1e-5, 0), rate(1e-4, 0), rate(1e-5, 1)])
+    assert [p.labels["optim.lr"] for p in points] == ["1e-05", "0.0001", "1e-05"]
+
+
 def test_a_name_is_a_file_name_however_long_its_labels():
     p = point(BASE | {f"@label{i}": "x" * 300 for i in range(9)})
     assert len(p.name) < 255
