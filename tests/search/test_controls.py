@@ -14,7 +14,7 @@ from tests.evaluation.bigrams import sharp
 from tests.search.test_rounds import QUESTIONS, long, stubbed
 from tests.small import kept_progress
 
-LETTERS = "abcdefghijklmnopqrst"
+LETTERS = "abcdefgh"
 
 
 def with_rest(text):
@@ -24,7 +24,7 @@ def with_rest(text):
 
 def test_only_with_copying_allowed_a_chain_may_copy(tmp_path):
     """Two candidates: one copies nothing, and a better one copies half of the answer. The whole chains that are sampled
-    hold the second. Of 20 texts of each kind, the worst two and the best make this order."""
+    hold the second. Of eight texts of each kind, the worst two and the best make this order."""
     f = stubbed(tmp_path, reer__clip=20.0, reer__max_segments=1)
     f = dataclasses.replace(f, params=sharp(f.params))
     firsts, clean, copies = [], [], []
