@@ -118,7 +118,7 @@ def write_texts(folder: Path, to: Path) -> None:
     (to / "novels").mkdir(parents=True, exist_ok=True)
     shutil.copyfile(sonnets, to / "sonnets.txt")
     for title, novel in zip(NOVELS, novels, strict=True):
-        (to / "novels" / f"{title.lower().replace(' ', '_')}.txt").write_text(novel)
+        (to / "novels" / f"{title.lower().replace(' ', '_')}.txt").write_text(novel, encoding="utf-8")
     print(f"{to}: sonnets.txt and {len(novels)} novels")
 
 

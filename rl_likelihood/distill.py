@@ -26,6 +26,7 @@ from rl_likelihood.errors import UserError
 from rl_likelihood.progress import Progress
 from rl_likelihood.rollouts.endpoint import Endpoint, cache_of
 from rl_likelihood.rollouts.host_rewards import grader_pool
+from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.search.folder import claimed, refuse_no_chat, row_of, write_results
@@ -65,17 +66,19 @@ def finder(c: Config, workdir: Path) -> Finder:
     devices = make_devices(c)
     task, params = load(c, mesh=devices.learner)
     task = with_all_positions(task)  # a teacher's chains may be longer than the model's own
+    failed = lambda: ""
     if "://" in d.teacher:
         settings = dataclasses.replace(c.judge, model=d.teacher, name=d.name)
         endpoint = Endpoint(settings, cache_of(settings, workdir), "distill.teacher")
-        endpoint.refuse_unreachable()
+        distributed.by_first(endpoint.refuse_unreachable)
+        failed = endpoint.failed
         propose = http_proposer(endpoint, Drawing(d.temperature), task.fmt)
     else:
         teacher_task, weights = with_model(task, "distill.teacher", devices.learner)
         refuse_too_long(teacher_task)
         weights = sampler_weights(weights, teacher_task.model, devices)
         propose = model_proposer(teacher_task, weights, Drawing(d.temperature))
-    return Finder(task, params, asks_of(task), propose, Journal(workdir), devices, say=say)
+    return Finder(task, params, asks_of(task), propose, Journal(workdir), devices, say=say, failed=failed)
 
 
 def asks_teacher(task: Task, questions: Sequence[int]) -> list[Ask]:
@@ -111,7 +114,11 @@ def distill(f: Finder, workdir: Path) -> None:
         lines = f.each("teacher", 0, range(n), make, progress.advance)
     good: list[dict[str, Any]] = []
     dropped: list[dict[str, Any]] = []
-    with grader_pool(c) if c.distill.accept == "grader" else contextlib.nullcontext() as grades:
+    by_grader = c.distill.accept == "grader"
+    with (
+        grader_pool(c) if by_grader else contextlib.nullcontext() as grades,
+        Progress("graded the replies to" if by_grader else "scored the replies to", n, "questions", f.say) as progress,
+    ):
         for start in range(0, n, f.size):
             part = list(range(start, min(start + f.size, n)))
             replies = [[r for text in lines[i]["replies"] if (r := parsed(text, f.task.fmt))] for i in part]
@@ -122,7 +129,9 @@ def distill(f: Finder, workdir: Path) -> None:
                 else:
                     unread = "not in the format" if lines[i]["replies"] else "no reply"
                     dropped.append(row | {"dropped": why if group else unread})
+            progress.advance(len(part))
     reasons = write_results(workdir, DISTILL, good, dropped, f.task)
+    f.say_failed()
     f.say(f"{len(good)} chains in {workdir / DISTILL}; dropped {len(dropped)}{reasons}")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from rl_likelihood.cli.command import define_processes, from_flags, required, ru
 from rl_likelihood.config import build
 from rl_likelihood.errors import UserError
 from rl_likelihood.model.architecture import Params
+from rl_likelihood.progress import counted
 from rl_likelihood.rollouts.endpoint import Endpoint, cache_of
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
@@ -58,6 +59,12 @@ def search(f: Finder, workdir: Path) -> None:
     ended = find(f, chains, Variant("search", cfg.max_copied)) if chains else {}
     good, dropped = rows_of(examples, firsts, why, ended)
     reasons = write_results(workdir, REER, good, dropped, f.task)
+    if all(reason == "no reply" for reason in why):
+        f.say_failed()
+        raise UserError(
+            f"reer.proposer is {cfg.proposer}, which gave no first chain for any of {counted(len(firsts), 'question')}"
+            "; mend what the lines above name, and run the same command again"
+        )
     if not chains:
         raise UserError(
             f"reer.min_chain is {cfg.min_chain}, and of {len(firsts)} first chains none is of use{reasons}; see "
@@ -66,6 +73,7 @@ def search(f: Finder, workdir: Path) -> None:
     f.say(f"{len(good)} chains in {workdir / REER}; dropped {len(dropped)}{reasons}")
     table = controls(f, chains, ended)
     distributed.by_first(lambda: replace(workdir / TABLE, json.dumps(table, indent=1) + "\n"))
+    f.say_failed()
     f.say("\n" + text_of(table, len(chains)))
 
 
@@ -79,18 +87,18 @@ def finder(c: Config, workdir: Path) -> Finder:
             f"reer.min_chain is {shortest}, but a first chain has at most {longest} tokens, 3/4 of sampler.max_chain = "
             f"{c.sampler.max_chain}; lower reer.min_chain or raise sampler.max_chain"
         )
-    propose = proposer_of(task, params, devices, workdir)
+    propose, failed = proposer_of(task, params, devices, workdir)
     other = with_model(task, "reer.other", devices.learner) if c.reer.other else None
     if other and other[0].config.sampler.max_chain < 1:
         raise UserError(
             f"reer.other is {c.reer.other!r}, whose {other[0].model.max_position} positions do not hold the longest "
             "prompt and answer; name a model with more positions"
         )
-    return Finder(task, params, asks, propose, Journal(workdir), devices, other, say=say)
+    return Finder(task, params, asks, propose, Journal(workdir), devices, other, say=say, failed=failed)
 
 
-def proposer_of(task: Task, params: Params, devices: Devices, workdir: Path) -> Propose:
-    """The proposer that reer.proposer names, by default the model that scores."""
+def proposer_of(task: Task, params: Params, devices: Devices, workdir: Path) -> tuple[Propose, Callable[[], str]]:
+    """(the proposer that reer.proposer names, by default the model that scores; its failed calls in words)."""
     c, name = task.config, task.config.reer.proposer
     drawing = Drawing(c.reer.temperature, c.reer.top_p)
     if "://" in name:
@@ -98,10 +106,10 @@ def proposer_of(task: Task, params: Params, devices: Devices, workdir: Path) -> 
             raise UserError(f"reer.ask is 'resample', which continues a reply, but {name} only chats; set it to edit")
         settings = dataclasses.replace(c.judge, model=name, name=c.reer.proposer_name)
         endpoint = Endpoint(settings, cache_of(settings, workdir), "reer.proposer")
-        endpoint.refuse_unreachable()
-        return http_proposer(endpoint, drawing)
+        distributed.by_first(endpoint.refuse_unreachable)
+        return http_proposer(endpoint, drawing), endpoint.failed
     proposer_task, weights = with_model(task, "reer.proposer", devices.learner) if name else (task, params)
-    return model_proposer(proposer_task, sampler_weights(weights, proposer_task.model, devices), drawing)
+    return model_proposer(proposer_task, sampler_weights(weights, proposer_task.model, devices), drawing), lambda: ""
 
 
 def rows_of(

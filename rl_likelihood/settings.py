@@ -217,6 +217,11 @@ class Config:
         return self.env.name != "none"
 
     @property
+    def trains_chains(self) -> bool:
+        """Whether supervised training reads the data's chains, which are no conversations."""
+        return self.reward.supervised and self.reward.sft_chain != "none" and not self.converses
+
+    @property
     def rows_per_prompt(self) -> int:
         """Rows of each prompt that the learner sees."""
         return 1 if self.reward.supervised else self.reward.vote_train or self.sampler.group_size

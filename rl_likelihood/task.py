@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from rl_likelihood.data import conversation, prompts, tokenizer
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.extra_ids import with_alternatives, with_shown
+from rl_likelihood.data.given_chains import fitting_chains
 from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.rubrics import read_rubrics
@@ -60,7 +61,8 @@ Model = tuple[ModelConfig, Params, str]
 class Task:
     """The fixed inputs of a run. `train`, `heldout`: questions in ids. `fast`: the questions of evaluations during
     training; empty if these use `heldout`. `model_path`: where the tokenizer came from, and a new run's weights.
-    `data_line`: a summary of the data in words."""
+    `data_line`: a summary of the data in words. `longest_chain`: the tokens of the longest chain that reward.sft_chain
+    trains."""
 
     config: Config
     model: ModelConfig
@@ -72,6 +74,7 @@ class Task:
     data_line: str
     fast: list[EncodedExample] = dataclasses.field(default_factory=list)
     common: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))  # token_ids.common_ids
+    longest_chain: int | None = None
 
     def key(self, purpose: int, step: int = 0) -> jax.Array:
         return random_key(self.config.seed, purpose, step)
@@ -113,8 +116,9 @@ def sampler_config(c: Config, model: ModelConfig, fmt: ChainFormat) -> SamplerCo
     )
 
 
-def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
-    """The largest batch of the config, as shapes."""
+def abstract_batch(c: Config, fmt: ChainFormat, longest_chain: int | None = None) -> Batch:
+    """The largest batch of the config, as shapes. `longest_chain`: `Task.longest_chain`; without data
+    sampler.max_chain stands for it."""
     p, g = c.batch_prompts, c.rows_per_prompt
     tags = max(len(fmt.close_think_ids), len(fmt.open_answer_ids))
     t = c.sampler.max_chain + c.sampled_answer + tags + c.prompt.max_answer
@@ -122,7 +126,8 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
         t = c.conversation_tokens
     w = len(fmt.close_think_ids) + c.prompt.max_answer
     if c.reward.supervised:
-        t = tags + c.prompt.max_answer
+        given = c.sampler.max_chain if longest_chain is None else longest_chain
+        t = c.spoken_tokens if c.converses else w + given * c.trains_chains
     k = c.prompt.max_alternatives
     n = k * (1 + c.prompt.max_answer)
     shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind)
@@ -160,9 +165,9 @@ def abstract_judged(c: Config, rows: int) -> Judged:
     return Judged(*(jax.ShapeDtypeStruct(x, jnp.int32) for x in dims))
 
 
-def step_batch(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> Batch:
+def step_batch(c: Config, fmt: ChainFormat, mesh: Mesh | None, longest_chain: int | None = None) -> Batch:
     """`abstract_batch` as the step takes it on this mesh: with a packing if train.packing is set."""
-    batch = abstract_batch(c, fmt)
+    batch = abstract_batch(c, fmt, longest_chain)
     if not c.train.packing:
         return batch
     with using(mesh):
@@ -177,10 +182,10 @@ def abstract_compared(c: Config, rows: int) -> Compared:
     return Compared(abstract_judged(c, rows), present, *((signs, ids) if labels else ()))
 
 
-def largest_forward(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> int:
+def largest_forward(c: Config, fmt: ChainFormat, mesh: Mesh | None, longest_chain: int | None = None) -> int:
     """Prompts per forward of the learner's step, for a batch of the maximum widths."""
     with using(mesh):
-        return prompts_per_forward(step_batch(c, fmt, mesh), c.step)
+        return prompts_per_forward(step_batch(c, fmt, mesh, longest_chain), c.step)
 
 
 def trained(task: Task, params: Params) -> Params:
@@ -253,6 +258,10 @@ def load(
     _refuse_positions(c, model, fmt)
     encode = functools.partial(_encode_conversations if c.converses else _encode_questions, c=c, text=text, fmt=fmt)
     rows, left_out = encode(train, skip=c.data.skip_bad_rows)
+    longest_chain = None
+    if training and c.trains_chains:
+        rows, too_long, longest_chain = fitting_chains(rows, text, fmt, model.max_position, c.data.skip_bad_rows)
+        left_out += too_long
     if training and c.converses and not c.reward.supervised:
         refuse_unscored(c.env, c.reward.terms, any(len(row.answer_ids) for row in rows))
     if c.max_shown:
@@ -277,6 +286,7 @@ def load(
         fast=fast_rows,
         # A batch with critic's prompts has no common beginning.
         common=common_ids([row.prompt_ids for row in (*rows, *heldout_rows, *fast_rows) if not c.raro]),
+        longest_chain=longest_chain,
     )
     return task, params
 

@@ -88,7 +88,8 @@ def test_right_answers_are_taken_and_the_others_named(tmp_path, monkeypatch):
         assert asked == 12
         distill(taught(tmp_path, url), tmp_path)  # only what failed is asked again
         assert len(requests) == asked + 3 and len(rows_in(tmp_path / DISTILL)) == 3
-    assert shown == [("asked the teacher", 0, 6, 6), ("asked the teacher", 4, 6, 6)]
+    graded = ("graded the replies to", 0, 6, 6)
+    assert shown == [("asked the teacher", 0, 6, 6), graded, ("asked the teacher", 4, 6, 6), graded]
 
 
 def test_half_of_a_surrogate_pair_is_a_failed_call(tmp_path):
@@ -113,6 +114,27 @@ def test_a_failed_grader_is_not_called_a_wrong_answer(tmp_path):
     with Pool(table={f.task.config.eval.grader: odd}) as pool:
         got = chosen(f, [0, 1, 2], replies, pool)
     assert got == [(("b", "good"), ""), (None, "grader failed"), (None, "no right answer")]
+
+
+def test_a_chain_that_training_refuses_is_not_accepted(tmp_path):
+    """Control tokens and an opened answer within a chain, whose answers are right."""
+    f = stubbed(tmp_path)
+    odd = Grader(lambda reference, answer: answer == "good", "right if good")
+    control, opened = "a <|end|> b", "a <answer b"
+    replies = [[(control, "good"), ("b", "good")], [(opened, "good"), ("d", "bad")], [(control, "bad")]]
+    with Pool(table={f.task.config.eval.grader: odd}) as pool:
+        got = chosen(f, [0, 1, 2], replies, pool)
+    assert got == [(("b", "good"), ""), (None, "with markup"), (None, "no right answer")]
+    for reply, why in chosen(f, [0, 1], [[(control, "x")], [(opened, "x")]], None):
+        assert reply is None and "with markup" in why
+
+
+def test_failed_calls_of_a_teacher_are_counted(tmp_path):
+    with serving(lambda h, n, body: h.reply(400, b"no")) as (url, _):
+        lines = []
+        f = finder(config(distill__teacher=url, distill__name="teacher", data__train_size=1), tmp_path)
+        distill(dataclasses.replace(f, say=lines.append), tmp_path)
+    assert lines[-2:] == [f"2 calls to {url} failed (status 400: 2)", lines[-1]] and "1 (no reply)" in lines[-1]
 
 
 def test_chains_that_make_the_reference_likelier_are_taken(tmp_path):

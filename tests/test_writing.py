@@ -2,6 +2,9 @@
 
 import gzip
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,6 +120,18 @@ def test_a_file_for_each_novel(tmp_path):
     assert {p.stem: p.read_text() for p in (tmp_path / "data" / "novels").iterdir()} == dict(
         zip(names, novels, strict=True)
     )
+
+
+def test_the_texts_are_written_in_utf8_on_any_machine(tmp_path):
+    """With a locale of ASCII alone, as on a bare machine."""
+    novels = ["PRIDE AND PREJUDICE\n\nDarcy’s.\n", "SENSE AND SENSIBILITY\n\nElinor.\n", "EMMA\n\nEmma.\n"]
+    (tmp_path / "sonnets.txt").write_text(poems(2))
+    (tmp_path / "austen.txt").write_bytes("".join(novels).encode())
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "experiments.writing", f"--texts={tmp_path}"]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, **plain}, check=True, capture_output=True)
+    (novel,) = tmp_path.rglob("pride_and_prejudice.txt")
+    assert novel.read_bytes() == novels[0].encode()
 
 
 def test_texts_that_are_not_these_are_refused(tmp_path):

@@ -41,7 +41,7 @@ class DataConfig:
         "rows and at most 100; 0: none of the training rows, all of the others",
         least=-1,
     )
-    seed: int = field(0, "seed of generated questions", least=0)
+    seed: int = field(0, "seed of generated questions, and of the cuts and held-out works of documents", least=0)
     documents: DocumentConfig = DocumentConfig()
     skip_bad_rows: bool = field(
         False, "leave out bad or too long rows instead of refusing them; they are counted and named"

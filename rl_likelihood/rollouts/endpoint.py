@@ -28,6 +28,7 @@ import jax
 
 from rl_likelihood.data.judged_text import JudgeSettings
 from rl_likelihood.errors import UserError
+from rl_likelihood.progress import counted
 from rl_likelihood.runtime.console import say
 
 RETRIED = {408, 409, 429}  # statuses that are retried, in addition to every 5xx
@@ -116,6 +117,11 @@ class Endpoint:
     def spent(self) -> tuple[int, int]:
         """(calls, tokens) of this process, and of all that were written to this cache file before it began."""
         return self._cache.calls, self._cache.tokens
+
+    def failed(self) -> str:
+        """The failed calls of this process in words, or ""."""
+        kinds = ", ".join(f"{kind}: {n}" for kind, n in self.failures.most_common())
+        return f"{counted(self.failures.total(), 'call')} to {self.settings.url} failed ({kinds})" if kinds else ""
 
     def close(self) -> None:
         """Closes the cache."""

@@ -147,7 +147,9 @@ class Given:
         task = batches.task
         self.chains = task.config.reward.sft_chain != "none"
         self.width = len(task.fmt.close_think_ids) + task.config.prompt.max_answer
-        self.width += longest_chain(task) if self.chains else 0
+        if self.chains:
+            refuse_missing_chains(task)
+            self.width += task.longest_chain or 0
         if task.config.converses:
             self.width = task.config.spoken_tokens
             say_longer(task, task.train)
@@ -172,13 +174,11 @@ class Given:
         self.batches.close()
 
 
-def longest_chain(task: Task) -> int:
-    """The tokens of the data's longest chain. UserError if a training row has no chain."""
+def refuse_missing_chains(task: Task) -> None:
+    """UserError if a training row has no chain."""
     missing = [row.example.id for row in task.train if not row.example.chain]
     if missing:
         raise UserError(
             f"reward.sft_chain is {task.config.reward.sft_chain!r}, but {len(missing)} of {len(task.train)} training "
             f"rows have no chain (the first is {missing[0]}); give them one or set reward.sft_chain=none"
         )
-    tokens = task.tokenizer([row.example.chain for row in task.train], add_special_tokens=False)["input_ids"]
-    return max(map(len, tokens)) + 2  # white space at its ends may take a token each

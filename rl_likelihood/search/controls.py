@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rl_likelihood.progress import Progress
 from rl_likelihood.report.table_text import aligned
 from rl_likelihood.search.rounds import Ended, Finder, Variant, best_whole, find, score
 from rl_likelihood.search.segments import copied
@@ -96,7 +97,11 @@ def under_other(
                 for fit, (start, last) in zip(fits, scores.tolist(), strict=True)
             ]
 
-        lines = [x for x in f.each(f"{name}, another model", 0, last_of, make).values() if x["other"] is not None]
+        search = f"{name}, another model"
+        done = sum(i in f.journal.of(search, 0) for i in last_of)
+        with Progress(f"{search}: scored chains of", len(last_of), "questions", f.say, done=done) as progress:
+            scored = f.each(search, 0, last_of, make, progress.advance)
+        lines = [x for x in scored.values() if x["other"] is not None]
         means = {k: float(np.mean([x[k] for x in lines])) for k in ("other_start", "other") if lines}
         yield name, means | {"other_questions": len(lines)}
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import string
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 
 from rl_likelihood.data import prompts
 from rl_likelihood.data.judged_text import question_of
+from rl_likelihood.data.prompt_checks import problems
 from rl_likelihood.data.token_ids import ids_of
 from rl_likelihood.data.tokenizer import vocab_bytes
 from rl_likelihood.errors import UserError
@@ -180,8 +182,17 @@ def with_model(task: Task, field: str, mesh) -> tuple[Task, Params]:
     model, params, tokenizer_at = load_model(c, mesh)
     tokenizer, eos_ids = load_tokenizer(tokenizer_at, c.prompt.template)
     fmt = prompts.chain_format(tokenizer, vocab_bytes(tokenizer, model.vocab_size), eos_ids, c.prompt)
-    wide = dataclasses.replace(c.prompt, max_prompt=model.max_position, max_answer=model.max_position)
-    rows = prompts.encode_all([row.example for row in task.train], tokenizer, wide, fmt)
+    wide = dataclasses.replace(c.prompt, max_prompt=sys.maxsize, max_answer=sys.maxsize)
+    examples = [row.example for row in task.train]
+    for words in filter(None, problems(examples, tokenizer, wide)):
+        raise UserError(f"{field} is {path}, but {words}")
+    rows = prompts.encode_all(examples, tokenizer, wide, fmt)
+    for row in rows:
+        if len(row.prompt_ids) > model.max_position:
+            raise UserError(
+                f"{field} is {path}, whose {model.max_position} positions do not hold the prompt of row "
+                f"{row.example.id}; name a model with more positions"
+            )
     task = dataclasses.replace(task, config=c, model=model, tokenizer=tokenizer, fmt=fmt, train=rows)
     return with_all_positions(task), params
 

@@ -63,6 +63,7 @@ class Finder:
 
     other: the task and parameters of the model that only scores the final chains (reer.other)
     between: called between batches; it may raise to stop
+    failed: the failed calls of a server that proposes, in words, or ""
     """
 
     task: Task
@@ -74,6 +75,7 @@ class Finder:
     other: tuple[Task, Params] | None = None
     between: Callable[[], None] = lambda: None
     say: Callable[[str], None] = lambda _: None
+    failed: Callable[[], str] = lambda: ""
 
     @property
     def size(self) -> int:
@@ -99,6 +101,10 @@ class Finder:
                 self.journal.add(search, step, new)
                 advance(len(new))
         return lines
+
+    def say_failed(self) -> None:
+        if words := self.failed():
+            self.say(words)
 
     def replies(self, asks: list[Ask], call: int, length: Length) -> list[list[str]]:
         (_, filled) = next(in_batches(asks, self.size))
@@ -175,7 +181,11 @@ def find(f: Finder, chains: dict[int, str], variant: Variant) -> dict[int, Ended
         scores = score(f, [f.row(i, variant.shift) for i in part], [["", chains[i]] for i in part])
         return [{"nll_none": float(none), "nll": float(nll)} for none, nll in scores]
 
-    baselines = {i: (line["nll"], line["nll_none"]) for i, line in f.each(variant.name, 0, chains, start).items()}
+    scored = f.journal.of(variant.name, 0)
+    done = sum(i in scored for i in chains)
+    with Progress(f"{variant.name}: scored", len(chains), "first chains", f.say, done=done) as progress:
+        f.each(variant.name, 0, chains, start, progress.advance)
+    baselines = {i: (line["nll"], line["nll_none"]) for i, line in scored.items()}
     searches = {i: Search(tuple(segments(chains[i])), baselines[i][0]) for i in chains}
     cfg, tokens, unasked = f.task.config.reer, dict.fromkeys(chains, 0), 0
     total = sum(reer.left(s, cfg) for s in searches.values())
@@ -239,7 +249,7 @@ def best_whole(f: Finder, chains: dict[int, str], ended: dict[int, Ended], max_c
                 tokens = best[i].tokens + lines[i]["tokens"]
                 new = [BestWhole(o.text, o.nll, 0) for o in _offers(lines[i]) if o.copied <= max_copied]
                 best[i] = min([best[i], *new], key=lambda b: b.nll)._replace(tokens=tokens)
-            progress.advance(sum(best[i].tokens >= ended[i].tokens for i in active))
+            progress.advance(sum(best[i].tokens >= ended[i].tokens or step == MOST_WHOLE for i in active))
     return best
 
 

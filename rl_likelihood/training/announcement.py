@@ -68,7 +68,7 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
         say("warning: loss.kl=k1 has no gradient in expectation; use k2, k3 or reward_k1")
     say(scored_line(c))
     p, g = c.batch_prompts, 1 if c.reward.supervised else c.sampler.group_size
-    micro_size = largest_forward(c, task.fmt, devices.learner)
+    micro_size = largest_forward(c, task.fmt, devices.learner, task.longest_chain)
     measured = c.train.micro_batch_prompts < 0  # the size is then printed after its measurement
     # With packing the step chooses the size: shorter chains give larger micro-batches.
     least = "at least " * (c.train.packing and not c.train.micro_batch_prompts and micro_size < p)

@@ -36,7 +36,7 @@ def on_devices(task: Task, devices: Devices, batch: Batch) -> Batch:
         return distributed.gather(np.asarray([numbers])).max(0).tolist()
 
     if c.train.packing:
-        widest = abstract_batch(task.config, task.fmt).completion.shape[-1]
+        widest = abstract_batch(task.config, task.fmt, task.longest_chain).completion.shape[-1]
         whole = Whole(own, c.batch_prompts, widest, largest)
         with using(devices.learner):
             batch = pack(batch, task.config.step, task.model.attention != "splash", whole)

@@ -25,7 +25,8 @@ def dry_run(c: Config) -> None:
     mesh = devices.learner
     task, params = load(c, mesh=mesh)
     announce(task, devices, None, None)
-    optimizer, batch = make_optimizer(c.optimizer), step_batch(c, task.fmt, mesh).replace(common=len(task.common))
+    optimizer = make_optimizer(c.optimizer)
+    batch = step_batch(c, task.fmt, mesh, task.longest_chain).replace(common=len(task.common))
     state = jax.eval_shape(lambda p: init_state(trained(task, p), optimizer, c.step), params)
     reference = jax.eval_shape(lambda p: init_reference(p, mesh, task.model, c.step), params)
     judge = judge_of(task, devices, Path()) if c.judge_in_step else None

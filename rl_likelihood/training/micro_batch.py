@@ -137,7 +137,7 @@ def _unless_full() -> Iterator[None]:
 
 def longest_batch(task: Task) -> Batch:
     """A batch of the longest rows, with random ids. The last tokens of a row are the answer, all others the chain."""
-    shapes, rng = abstract_batch(task.config, task.fmt), np.random.default_rng(0)
+    shapes, rng = abstract_batch(task.config, task.fmt, task.longest_chain), np.random.default_rng(0)
     answer = task.config.prompt.max_answer
 
     def ids(shape):

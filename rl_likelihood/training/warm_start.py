@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from rl_likelihood.data import prompts
+from rl_likelihood.data.given_chains import fitting_chains
 from rl_likelihood.data.order import in_batches, order
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.errors import UserError
@@ -27,7 +28,7 @@ from rl_likelihood.learner.step import all_finite, init_state, make_step, state_
 from rl_likelihood.mesh import by_prompt, put
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.model.lora import merged
-from rl_likelihood.progress import Progress
+from rl_likelihood.progress import Progress, counted
 from rl_likelihood.rollouts.conversations import conversations_of, say_longer, targets_of
 from rl_likelihood.rollouts.host_rewards import sampled_texts
 from rl_likelihood.runtime import distributed
@@ -92,7 +93,7 @@ def chains_to_learn(
         examples = [Example(**row) for row in chains]
         encoded = prompts.encode_all(examples, task.tokenizer, task.config.prompt, task.fmt)
     else:
-        encoded = _taught(task, [row for row in task.train if row.example.chain])
+        encoded = _fitting(task, _taught(task, [row for row in task.train if row.example.chain]))
     if len(encoded) < w.prompts_per_step:
         raise UserError(
             f"warm_start.prompts_per_step is {w.prompts_per_step}, but there are only {len(encoded)} chains "
@@ -109,6 +110,17 @@ def _taught(task: Task, rows: list[EncodedExample]) -> list[EncodedExample]:
         return rows
     examples = [dataclasses.replace(row.example, answer=answer) for row, answer in zip(rows, answers, strict=True)]
     return prompts.encode_all(examples, task.tokenizer, task.config.prompt, task.fmt)
+
+
+def _fitting(task: Task, rows: list[EncodedExample]) -> list[EncodedExample]:
+    """The rows with chains that the model has positions for; those left out are named."""
+    if task.config.converses:
+        return rows  # `targets_of` cuts them
+    skip = task.config.data.skip_bad_rows
+    rows, long, _ = fitting_chains(rows, task.tokenizer, task.fmt, task.model.max_position, skip)
+    if long:
+        say(f"warning: warm start: left out {counted(len(long), 'row')} ({'; '.join(long[:3])})")
+    return rows
 
 
 def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, between: Callable[[], None]) -> Params:

@@ -128,8 +128,12 @@ AS_PUBLISHED = {
 
 # With the whole answer term.
 EXACT = ("kw_log_prob", "kw_jepo", "verifree", "jepo_tang", "latro", "nrt", "covrl", "ravr")
+# The policy term covers the chain alone; elsewhere also the sampled answer.
+CHAIN_ALONE = (*EXACT, "latro_code", "vr_cli", "dro", "rlp", "opsd")
 # What else a method is known by.
 OWN = {
+    "latro": {"reward.name": "log_prob"},
+    "latro_code": {"reward.name": "log_prob"},
     "rlpr": {"filter.mode": "ema", "filter.beta": 0.5, "filter.resample": 9, "reward.baseline": "frozen"},
     "dapo": {"filter.mode": "std_zero", "filter.resample": 9, "reward.name": "2*exact_match + overlong"},
     "vr_cli": {"reward.name": "vr_cli", "reward.baseline": "frozen"},
@@ -146,14 +150,20 @@ OWN = {
     "rlp": {"reward.name": "log_prob", "prompt.score_delims": "none"},
     "rpt": {"reward.name": "prefix_token"},
     "covrl": {
+        "reward.name": "log_prob",
         "posterior.share": 0.5,
         "posterior.target": 0.5,
         "posterior.kl": 1.0,
         "posterior.weight_cap": 2.0,
         "posterior.answer_rows": "positive",
     },
-    "ravr": {"posterior.share": 0.5, "posterior.target": 1.0, "posterior.kl": 1.0},
-    "opsd": {"reward.name": "0*log_prob", "posterior.distill": 1.0, "sampler.temperature": 1.1},
+    "ravr": {"reward.name": "log_prob", "posterior.share": 0.5, "posterior.target": 1.0, "posterior.kl": 1.0},
+    "opsd": {
+        "reward.name": "0*log_prob",
+        "posterior.distill": 1.0,
+        "posterior.distill_clip": 5.0,
+        "sampler.temperature": 1.1,
+    },
     "max_rl": {"reward.name": "max_rl(exact_match)"},
 }
 
@@ -168,5 +178,6 @@ def test_a_preset_is_the_published_method_whatever_the_config_had(name):
     if name not in ("rlpr", "dapo"):
         assert (c.filter.mode, c.filter.resample) == ("none", 0)
     assert c.loss.answer_term == (1.0 if name in EXACT else 0.0)
+    assert c.loss.span == ("chain" if name in CHAIN_ALONE else "response")
     for field, value in OWN.get(name, {}).items():
         assert operator.attrgetter(field)(c) == value, field

@@ -18,7 +18,10 @@ from rl_likelihood.runtime.lock import lock
 from tests.commands import run_each
 from tests.runs import config_file, small_config
 from tests.runtime.processes import ROOT, alike, command, environment, pid_of, said, start, untimed, wait_for_step
+from tests.search.test_rounds import long
+from tests.servers import serving
 from tests.test_conversation_runs import TALK
+from tests.test_distill import said as reply
 
 # Prompts over data, the chains of each over fsdp: the groups are split between the processes of the first mesh.
 MESHES = {
@@ -70,6 +73,32 @@ def test_two_processes_evaluate_as_one(tmp_path):
     alone = [sys.executable, *program, f"--config={config}", f"--workdir={run}", f"--out={tmp_path / 'one'}"]
     subprocess.run(alone, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
     alike(tmp_path / "one" / "eval.jsonl", tmp_path / "two" / "eval.jsonl")
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_asks_the_server(tmp_path):
+    """No two replies are equal, so two processes that both asked would search from different chains."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"Write {i}.", "answer": long(f"a{i}")}) + "\n" for i in range(3)))
+
+    def behave(handler, n, body):
+        handler.reply(
+            200, reply(f"<part>{long(f'p{n}')}</part>" if body["seed"] else f"{long(f'x{n}')}\n\n{long('y')}")
+        )
+
+    with serving(behave) as (url, requests):
+        files = {"data.source": "files", "data.train_path": str(data), "data.train_size": 0, "data.heldout_size": 1}
+        search = {"reer.proposer": url, "reer.proposer_name": "m", "reer.controls": False, "reer.max_segments": 1}
+        sizes = {"prompt.max_answer": 140, "sampler.max_chain": 500, "eval.prompts": 1, "reer.candidates": 2}
+        config = config_file(tmp_path, **files, **search, **sizes)
+        both = start(config, tmp_path / "run", program=("-m", "rl_likelihood.reer"))
+        lines = [said(p) for p in both]
+        assert [p.returncode for p in both] == [0, 0], lines
+        assert len(requests) == 2 + 2 * 2
+    rows = run_files.read(tmp_path / "run" / "rounds.jsonl")
+    assert [(row["search"], row["step"]) for row in rows] == [("first", 0)] * 2 + [("search", 0)] * 2 + [
+        ("search", 1)
+    ] * 2
 
 
 # The command, whose sampler fails in process 1 before its third rollout.

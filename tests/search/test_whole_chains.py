@@ -11,6 +11,7 @@ from rl_likelihood.reer import TABLE, search
 from rl_likelihood.search import reer
 from rl_likelihood.search.rounds import MOST_WHOLE, Ended, best_whole, score
 from tests.search.test_rounds import QUESTIONS, stub, stubbed
+from tests.small import kept_progress
 
 
 def test_whole_chains_have_as_many_tokens_as_the_search(tmp_path):
@@ -43,11 +44,13 @@ def test_whole_chains_have_as_many_tokens_as_the_search(tmp_path):
     assert table["whole chains"]["nll"] == pytest.approx(np.minimum(best, starts).mean())
 
 
-def test_whole_chains_end_at_their_maximum(tmp_path):
+def test_whole_chains_end_at_their_maximum(tmp_path, monkeypatch):
+    shown = kept_progress(monkeypatch, "rl_likelihood.search.rounds.Progress")
     f = stubbed(tmp_path, lambda asked, call, length: [["x"] for _ in asked])
     ended = {0: Ended(reer.Search(("x",), 1.0), 1.0, 2.0, tokens=10**6)}
     assert best_whole(f, {0: "x"}, ended, 0.2) == {0: ("x", 1.0, MOST_WHOLE)}
     assert f.journal.of("whole", MOST_WHOLE) and not f.journal.of("whole", MOST_WHOLE + 1)
+    assert shown == [("whole chains: sampled for", 0, 1, 1)]
 
 
 def test_the_other_model_scores_the_best_whole_chains(tmp_path):

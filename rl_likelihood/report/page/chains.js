@@ -29,7 +29,7 @@ function tell(t) {  // a token's numbers; Tab comes back to it
   $("token").textContent = `${JSON.stringify(group.tokens[i])}  log-prob ${logp[i].toFixed(3)}, probability ` +
     Math.exp(logp[i]).toPrecision(3) + ` ${where}` + (group.scored[i] ? "" : ", not scored") +
     (empty && logp !== empty ? `; ${empty[i].toFixed(3)} without a chain` : "") +
-    (weights ? `; weight ${weights[i].toFixed(3)}` : "");
+    (weights ? `; weight ${weights[i]}` : "");
 }
 function besides(t, key) {  // the token that an arrow key leads to
   const {tokens} = t.parentNode.of, i = tokens.indexOf(t);

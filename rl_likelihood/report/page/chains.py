@@ -77,7 +77,7 @@ def groups_of(samples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "forced": row["forced"],
                 "sampled": row["sampled_answer"],
                 "logp": _rounded(row["answer_logp"]),
-                "weights": _rounded(row.get("answer_weights")),
+                "weights": _of_three_digits(row.get("answer_weights")),
                 "reward": row["reward"],
                 "rewards": {k.removeprefix("reward/"): row[k] for k in row if k.startswith("reward/")},
                 "advantage": row["advantage"],
@@ -128,3 +128,8 @@ def heldout(workdir: str | Path) -> list[dict[str, str]]:
 def _rounded(values: Sequence[float] | None) -> list[float] | None:
     """Three decimals are what is shown; a log-prob that is not finite has been written as null: -1000."""
     return None if values is None else [-1000.0 if v is None else round(v, 3) for v in values]
+
+
+def _of_three_digits(values: Sequence[float] | None) -> list[float] | None:
+    """Weights of a long answer's tokens are small, so they keep three digits, not three decimals."""
+    return None if values is None else [float(f"{v:.3g}") for v in values]

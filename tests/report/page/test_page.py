@@ -308,10 +308,10 @@ def test_a_chart_says_what_its_numbers_are_after(panel, words):
 
 
 def test_weights_of_answer_tokens_reach_the_page(tmp_path):
-    rows = [sample("a", -3.0, 1, "z") | {"answer_weights": [0.25, 0.75]}, sample("a", -2.0, 1, "y")]
+    rows = [sample("a", -3.0, 1, "z") | {"answer_weights": [0.002449, 12.5]}, sample("a", -2.0, 1, "y")]
     rows = [row | {"step": 1} for row in rows]
     (group,) = chains.groups_of(rows)
-    assert [c["weights"] for c in group["chains"]] == [[0.25, 0.75], None]
+    assert [c["weights"] for c in group["chains"]] == [[0.00245, 12.5], None]
 
 
 def test_verdicts_of_a_rubric_reach_the_page():
