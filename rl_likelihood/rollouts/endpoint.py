@@ -121,7 +121,7 @@ class Endpoint:
     def failed(self) -> str:
         """The failed calls of this process in words, or ""."""
         kinds = ", ".join(f"{kind}: {n}" for kind, n in self.failures.most_common())
-        return f"{counted(self.failures.total(), 'call')} to {self.settings.url} failed ({kinds})" if kinds else ""
+        return f"{counted(self.failures.total(), 'call')} to {self.settings.model} failed ({kinds})" if kinds else ""
 
     def close(self) -> None:
         """Closes the cache."""
