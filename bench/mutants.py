@@ -138,9 +138,9 @@ MUTANTS = [
     ),
     Mutant(
         "rewards/likelihood.py",
-        "jnp.exp(best_tokens) * jnp.expm1(jnp.minimum(difference, 1.0))",
-        "jnp.exp(tokens) - jnp.exp(best_tokens)",
-        f"{SURROGATE} -k 'five_digits or lengths'",
+        "near = jnp.exp(y) * jnp.expm1(jnp.minimum(x - y, 1.0))",
+        "near = jnp.exp(x) - jnp.exp(y)",
+        f"{SURROGATE} learner/test_precision.py -k 'five_digits or lengths or differences_keep'",
     ),
     Mutant("rewards/likelihood.py", "-1, where=keep)", "-1)", "rewards/test_likelihood.py"),
     Mutant(
@@ -151,9 +151,9 @@ MUTANTS = [
     ),
     Mutant(
         "rewards/reward_sum.py",
-        "values = stop(likelihood.relative(score, observation.floored_logp, observation.scored, keep))",
-        "values = rows[t.name]",
-        f"{SURROGATE} -k sum_of_terms",
+        "above = stop(rows_above(t, observation, cfg))",
+        "above = rows[t.name]",
+        f"{SURROGATE} learner/test_precision.py -k 'sum_of_terms or differences_keep or standard_deviation'",
     ),
     Mutant("rewards/table.py", "> 0) & observation.keep", "> 0)", f"{REWARDED} -k nover"),
     Mutant(
