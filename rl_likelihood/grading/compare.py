@@ -16,7 +16,17 @@ from typing import Any
 from rl_likelihood.grading.intervals import FLIPPED, INFINITY, MINUS_INFINITY, merged, region
 from rl_likelihood.grading.names import says_value, without_names
 from rl_likelihood.grading.tokens import Unreadable
-from rl_likelihood.grading.tree import Node, in_radians, number, parts_of, plain_names, symbols, with_factors
+from rl_likelihood.grading.tree import (
+    Node,
+    has_sign,
+    in_radians,
+    number,
+    parts_of,
+    plain_names,
+    replaced,
+    symbols,
+    with_factors,
+)
 from rl_likelihood.grading.values import exact, proportional, same_value
 
 _EMPTY = Node("name", ("emptyset",))
@@ -27,12 +37,17 @@ _MOST_PAIRS = 1_000  # of entries that are compared one by one
 
 def same(reference: Node, answer: Node) -> bool:
     """Does `answer` say what `reference` says? Raises Unreadable where one has parts that cannot be compared."""
+    reference, answer = stated(reference, answer)
+    return _same(reference, answer) or _same_without_units(reference, answer)
+
+
+def stated(reference: Node, answer: Node) -> tuple[Node, Node]:
+    """Both as they are compared: without a name that only one has; of 2 + 3 = 5 the last side."""
     goal, given = plain_names(reference), plain_names(answer)
     reference, answer = with_factors(reference, given), with_factors(answer, goal)
     if answer.kind == "relation" and set(answer.parts[0]) == {"="} and reference.kind != "relation":
         answer = _linked(reference, answer)
-    reference, answer = without_names(reference, answer)
-    return _same(reference, answer) or _same_without_units(reference, answer)
+    return without_names(reference, answer)
 
 
 def _linked(reference: Node, answer: Node) -> Node:
@@ -213,23 +228,9 @@ def _both_signs(node: Node) -> Node:
         entries = [_both_signs(part) for part in node.parts]
         flat = [n for entry in entries for n in (entry.parts if entry.kind == "list" else (entry,))]
         return Node("list" if node.kind == "list" else "set", tuple(flat))
-    if not _has_sign(node):
+    if not has_sign(node):
         return node
-    return Node("list", (_replaced(node, ("pm",), lambda n: n), _replaced(node, ("pm",), lambda n: Node("neg", (n,)))))
-
-
-def _has_sign(node: Node) -> bool:
-    return node.kind == "pm" or any(map(_has_sign, parts_of(node)))
-
-
-def _replaced(part: Any, kinds: Sequence[str], change: Callable[[Node], Node]) -> Any:
-    """A node, or a part of one, with what `change` makes of the first part of each node of these kinds in its place."""
-    if not isinstance(part, tuple):
-        return part
-    if not isinstance(part, Node):
-        return tuple(_replaced(p, kinds, change) for p in part)
-    inner = _replaced(part.parts, kinds, change)
-    return change(inner[0]) if part.kind in kinds else Node(part.kind, inner)
+    return Node("list", (replaced(node, ("pm",), lambda n: n), replaced(node, ("pm",), lambda n: Node("neg", (n,)))))
 
 
 def _same_matrices(reference: Node, answer: Node) -> bool:
@@ -336,7 +337,7 @@ def _same_part(reference: Node, answer: Node) -> bool:
     as_number = _AS_NUMBER.get(unit or other)
     if as_number is None:
         return False
-    return _same(*(_replaced(node, ("unit",), as_number) for node in (reference, answer)))
+    return _same(*(replaced(node, ("unit",), as_number) for node in (reference, answer)))
 
 
 def _unit(part: Node) -> str:
@@ -372,7 +373,7 @@ def _one_unit(node: Node, kinds: Sequence[str]) -> tuple[Node, str | None]:
     brackets = node.kind not in ("list", "either", "or", "and", "relation")
     of_last = not brackets and node.parts[-1].kind in (*kinds, "relation") and units[-1] != "percent"
     shared = len(set(units)) == 1 or (of_last and not any(units[:-1]))
-    return (_replaced(node, kinds, lambda value: value), units[-1]) if shared else (node, None)
+    return (replaced(node, kinds, lambda value: value), units[-1]) if shared else (node, None)
 
 
 def _numbers(node: Node) -> list[Node]:

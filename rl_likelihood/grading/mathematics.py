@@ -12,6 +12,7 @@ from fractions import Fraction
 
 from rl_likelihood.grading import values
 from rl_likelihood.grading.compare import plain, same, same_or_not
+from rl_likelihood.grading.copied import is_copy, parted
 from rl_likelihood.grading.names import KNOWN, without_names
 from rl_likelihood.grading.notation import latex, without_markdown
 from rl_likelihood.grading.statements import read
@@ -147,6 +148,12 @@ def _readings(text: str) -> list[Node]:
     return [tree for tree in trees if tree is not None and not (_is_prose(text) and _has_words(tree))]
 
 
+def _formula_readings(formula: str) -> list[Node]:
+    """The trees of a formula of the question, read as an answer would be."""
+    core = _core(formula)
+    return _readings(core) if len(core) <= _LONGEST else []
+
+
 def _has_words(node: Node) -> bool:
     return node.kind in ("word", "run", "unit") or any(map(_has_words, parts_of(node)))
 
@@ -161,11 +168,13 @@ def math_match(reference: str, answer: str | None) -> bool | None:
 
     LaTeX, Unicode and plain text are read alike. Units that the reference does not write are dropped if they are known
     (cm, degrees, dollars), words that lead to the answer too ("the answer is"); 50% is 50 as well as 0.5. Any other
-    word makes an answer wrong, and so does everything that cannot be read. `compare` says what equals what. None where
-    the grader failed.
+    word makes an answer wrong, and so does everything that cannot be read. `compare` says what equals what. If the
+    reference has its question with it (`copied.with_question`), an answer that only repeats a formula of the question
+    is wrong. None where the grader failed.
     """
     if answer is None:
         return False
+    reference, question = parted(reference)
     goal, given = _core(reference), _core(answer)
     if not goal or not given:
         return False
@@ -176,7 +185,8 @@ def math_match(reference: str, answer: str | None) -> bool | None:
     if _is_prose(goal) and _is_prose(given) and plain(goal) == plain(given):
         return True
     try:
-        return any(same_or_not(a, b, same) for a in _readings(goal) for b in _readings(given))
+        equal = [(a, b) for a in _readings(goal) for b in _readings(given) if same_or_not(a, b, same)]
+        return any(not is_copy(a, b, question, _formula_readings) for a, b in equal)
     except RecursionError:
         return None
 
