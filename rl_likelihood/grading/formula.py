@@ -101,7 +101,7 @@ class Formulas(Cursor):
 
     def powers(self, base: Node) -> Node:
         read = ""  # the last mark after this base; a power or mark inside its brackets is none
-        while True:
+        for _ in range(_DEEPEST + 1):
             if self.accept("^"):
                 if read == "^":
                     raise Unreadable("two powers")
@@ -114,6 +114,7 @@ class Formulas(Cursor):
                 base = Node("deg", (base,))
             else:
                 return base
+        raise Unreadable("too deep")
 
     def exponent(self) -> Node:
         if self.peek() == "{":

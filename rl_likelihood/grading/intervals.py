@@ -98,6 +98,8 @@ def _without_all(parts: list[Node]) -> Node | None:
     points = []
     for part in parts:
         pieces = part.parts if part.kind == "union" else (part,)
+        if any(piece.kind != "interval" for piece in pieces):
+            return None
         left_out = [piece.parts[3] for piece in pieces[:-1]]
         if part not in (_LINE, _except(*left_out)):
             return None

@@ -170,7 +170,8 @@ def math_match(reference: str, answer: str | None) -> bool | None:
     (cm, degrees, dollars), words that lead to the answer too ("the answer is"); 50% is 50 as well as 0.5. Any other
     word makes an answer wrong, and so does everything that cannot be read. `compare` says what equals what. If the
     reference has its question with it (`copied.with_question`), an answer that only repeats a formula of the question
-    is wrong. None where the grader failed.
+    is wrong. None where the reference cannot be read for a fault of the grader; a fault that an answer brings about
+    makes the answer wrong, or a policy would find it.
     """
     if answer is None:
         return False
@@ -185,10 +186,14 @@ def math_match(reference: str, answer: str | None) -> bool | None:
     if _is_prose(goal) and _is_prose(given) and plain(goal) == plain(given):
         return True
     try:
-        equal = [(a, b) for a in _readings(goal) for b in _readings(given) if same_or_not(a, b, same)]
-        return any(not is_copy(a, b, question, _formula_readings) for a, b in equal)
-    except RecursionError:
+        goals = _readings(goal)
+    except Exception:
         return None
+    try:
+        equal = [(a, b) for a in goals for b in _readings(given) if same_or_not(a, b, same)]
+        return any(not is_copy(a, b, question, _formula_readings) for a, b in equal)
+    except Exception:  # too deep, for one
+        return False
 
 
 def telemath(reference: str, answer: str | None) -> bool:

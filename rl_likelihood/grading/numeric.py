@@ -95,9 +95,11 @@ def _applied(node: Node, k: int) -> Fraction:
     """f(2), of a function that is not known: some number, the same for the same argument."""
     name, *arguments = node.parts
     try:
-        return _point(f"{name}({','.join(str(evaluate(a, k)) for a in arguments)})", k)
+        values = [evaluate(argument, k) for argument in arguments]
     except Irrational:
         raise Unreadable("an unknown function of an irrational number") from None
+    written = (f"{value.numerator:x}/{value.denominator:x}" for value in values)  # Python limits decimal digits
+    return _point(f"{name}({','.join(written)})", k)
 
 
 # ---------------------------------------------------------------------------------------- rationals
