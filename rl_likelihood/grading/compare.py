@@ -27,6 +27,7 @@ from rl_likelihood.grading.tree import (
     symbols,
     with_factors,
 )
+from rl_likelihood.grading.units import plain, same_words
 from rl_likelihood.grading.values import exact, proportional, same_value
 
 _EMPTY = Node("name", ("emptyset",))
@@ -285,16 +286,6 @@ def _same_words(reference: Node, answer: Node) -> bool:
     return product and sorted(factors) == sorted(letters)
 
 
-def plain(words: str) -> str:
-    """Words without their case, but for single letters and up to three capitals, which are symbols: A, AB."""
-
-    def bare(word: str) -> str:
-        return word if len(word) == 1 or (word.isupper() and len(word) <= 3) else word.casefold()
-
-    said = [bare(word) for word in words.strip(" .").split()]
-    return " ".join("solution" if word == "solutions" else word for word in said)
-
-
 def _measured(node: Node, other: Node, is_reference: bool = False) -> Node:
     """Reads 10 m^2 as a formula if the other side has symbols, else as a number with a unit.
 
@@ -309,7 +300,7 @@ def _measured(node: Node, other: Node, is_reference: bool = False) -> Node:
 
 
 def _same_with_units(reference: Node, answer: Node) -> bool:
-    (value, unit, _), (given, other, known) = _split(reference), _split(answer)
+    (value, unit, of_units), (given, other, known) = _split(reference), _split(answer)
     if "percent" in (unit, other) and {unit, other} <= {"percent", ""}:
         return _same_shares(value, given, unit == "percent", other == "percent")
     if not unit:  # the answer's own: none of it may be unknown
@@ -319,7 +310,8 @@ def _same_with_units(reference: Node, answer: Node) -> bool:
     if {unit, other} == {"degree", "radian"}:
         return same_value(_AS_NUMBER[unit](value), _AS_NUMBER[other](given))
     if other:
-        return unit == other and _same(value, given)
+        alike = unit == other if of_units or known else same_words(unit, other)
+        return alike and _same(value, given)
     if unit == "degree" and same_value(in_radians(Node("deg", (value,))), given):
         return True
     letters = Node("name", (unit,))

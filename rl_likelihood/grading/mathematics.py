@@ -11,23 +11,20 @@ import re
 from fractions import Fraction
 
 from rl_likelihood.grading import values
-from rl_likelihood.grading.compare import plain, same, same_or_not
+from rl_likelihood.grading.compare import same, same_or_not
 from rl_likelihood.grading.copied import is_copy, parted
 from rl_likelihood.grading.names import KNOWN, without_names
-from rl_likelihood.grading.notation import latex, without_markdown
+from rl_likelihood.grading.notation import latex, without_fonts, without_markdown
 from rl_likelihood.grading.statements import read
 from rl_likelihood.grading.text import exact_match, in_box
 from rl_likelihood.grading.tokens import Unreadable, tokens
 from rl_likelihood.grading.tree import Node, parts_of
+from rl_likelihood.grading.units import plain
 
 _LONGEST = 2_000  # characters of an answer; longer ones are compared as text
 
 _DOLLARS = re.compile(r"(?<!\\)(?:\$\$?|\\[()\[\]])")
 _SPACE_AT_END = re.compile(r"(?<!\\)(?:\\\s+)+$")  # "\ ", of which a strip would leave the backslash
-_WHOLE = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|up|sc|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm)\s*\{([^{}]*)\}"
-)
-_WORD = re.compile(r"\\(?:text|mbox|hbox)[a-z]*\s*\{\s*[A-Za-z]{2,}\s*\}")  # it stays a word, no product of letters
 _WORDS_ONLY = re.compile(r"[A-Za-z\s.,;:'-]*[A-Za-z][A-Za-z\s.,;:'-]*")
 _LEAD = re.compile(
     r"(?:ans\.\s*|(?:so|thus|hence|therefore|it|ans|we|get|have|obtain|find|that|the|final|correct|required|desired|"
@@ -72,8 +69,7 @@ def _core(text: str) -> str:
         text = _without_end(without_markdown(text).strip())
         text = _with_equals_sign(_without_lead(text))
         text = _without_end(_SPACE_AT_END.sub("", _formulas(text)).strip())
-        whole = _WHOLE.fullmatch(text)
-        text = whole[1].strip() if whole is not None and not _WORD.fullmatch(text) else text
+        text = without_fonts(text)
         if text == before:
             break
     return _reals(text)

@@ -118,3 +118,47 @@ def without_markdown(text: str) -> str:
             break
         text = bare
     return text
+
+
+_FONT = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|up|sc|normal)?|mbox|hbox|math(?:rm|bf|it|sf|tt|normal)|boldsymbol|bm)\s*\{"
+)
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_ONE_WORD = re.compile(r"\\(?:text|mbox|hbox)[a-z]*\s*\{\s*[A-Za-z]{2,}\s*\}")  # it stays a word, no product of letters
+# In a unit: spaces, powers, °C, µm, kΩ.
+_OF_UNITS = re.compile(
+    r"\\[,;:! ]|\\cdot(?![A-Za-z])|\^\{?-?[0-9]+\}?|\^\\circ ?|\\mu (?=[A-Za-z])|(?<=[A-Za-z])\\Omega(?![A-Za-z])"
+)
+_NO_FORMULA = re.compile(r"[^{}\\$0-9]*")
+_TWO_LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2}")
+
+
+def without_fonts(text: str) -> str:
+    r"""\mathbf{\frac34} as {\frac34}, or as \frac34 if it is the whole text. A font of words or of a unit stays."""
+    for m in reversed(list(_FONT.finditer(text))):  # those inside others first
+        end = _closing(text, m.end())
+        if end is None:
+            continue
+        inside = text[m.end() : end]
+        if m.start() == 0 and end == len(text) - 1:
+            return text if _ONE_WORD.fullmatch(text) else inside.strip()
+        if _is_formula(inside):
+            text = text[: m.start()] + "{" + inside.strip("$ ") + "}" + text[end + 1 :]
+    return text
+
+
+def _closing(text: str, at: int) -> int | None:
+    """Where the brace closes that opens before a place."""
+    depth = 1
+    for brace in _BRACE.finditer(text, at):
+        depth += (brace[0] == "{") - (brace[0] == "}")
+        if depth == 0:
+            return brace.start()
+    return None
+
+
+def _is_formula(inside: str) -> bool:
+    """Does a font hold a formula, neither words nor a unit?"""
+    bare = _OF_UNITS.sub("", inside)
+    words = _NO_FORMULA.fullmatch(bare) or _TWO_LETTERS.search(re.sub(r"\\[a-z]+\s*\{[^{}]*\}", "", inside))
+    return not words and inside.strip("$ ").count("$") == 0
