@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rl_likelihood.grading.intervals import FLIPPED, INFINITY, MINUS_INFINITY, merged, region
-from rl_likelihood.grading.names import says_value, without_names
+from rl_likelihood.grading.names import is_letter, says_value, without_names
 from rl_likelihood.grading.tokens import Unreadable
 from rl_likelihood.grading.tree import (
     Node,
@@ -66,9 +66,9 @@ def _same(reference: Node, answer: Node) -> bool:
     if reference == answer:
         return True
     differ = reference.kind != answer.kind or _is_membership(reference) != _is_membership(answer)
-    if differ or reference.kind == "list":
+    if differ or reference.kind in ("list", "without"):
         (variable, reference), (other, answer) = region(reference), region(answer)
-        if variable and other and variable != other:
+        if other and (not is_letter(other, True) or variable not in ("", other)):
             return False
     if {reference.kind, answer.kind} == {"union", "either"}:  # (0, 1) or (2, 3), beside intervals
         reference, answer = Node("union", reference.parts), Node("union", answer.parts)
@@ -201,7 +201,7 @@ def _same_collections(reference: Node, answer: Node) -> bool:
     kinds = {reference.kind, answer.kind}
     if "sequence" in kinds:
         sequence, other = (reference, answer) if reference.kind == "sequence" else (answer, reference)
-        brackets_of_tuple = sequence.parts[:2] == ("(", ")")
+        brackets_of_tuple = sequence.parts[:2] == ("(", ")") and not {INFINITY, MINUS_INFINITY} & {*sequence.parts[2:]}
         return other.kind == "list" and brackets_of_tuple and _in_order(sequence.parts[2:], other.parts)
     references, others = (
         () if node == _EMPTY else node.parts if node.kind in ("list", "set") else (node,)

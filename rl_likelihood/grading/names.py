@@ -91,7 +91,7 @@ def _is_name(node: Node, answers: bool) -> bool:
     """x, x_1, f(x), (x, y), AB, angle ABC, |AB|, the area."""
     match node.kind:
         case "name":
-            return _is_letter(node.parts[0], answers)
+            return is_letter(node.parts[0], answers)
         case "apply":
             arguments = (part.parts[0] for part in node.parts[1:] if part.kind == "name")
             if not all(part.kind in ("name", "number") for part in node.parts[1:]):
@@ -101,7 +101,7 @@ def _is_name(node: Node, answers: bool) -> bool:
             return set(node.parts[0].lower().split()) <= KNOWN
         case "sequence":
             names = [
-                part.parts[0] for part in node.parts[2:] if part.kind == "name" and _is_letter(part.parts[0], answers)
+                part.parts[0] for part in node.parts[2:] if part.kind == "name" and is_letter(part.parts[0], answers)
             ]
             if answers and names != sorted(names):  # (y, x) = (1, 2)
                 return False
@@ -113,7 +113,7 @@ def _is_name(node: Node, answers: bool) -> bool:
     return False
 
 
-def _is_letter(name: str, answers: bool) -> bool:
+def is_letter(name: str, answers: bool) -> bool:
     """A letter; in an answer one without words in it or a value of its own: pi = 5 is false."""
     return is_variable(name) and (not answers or (_plain(name) and name.removesuffix("_") not in CONSTANTS))
 
