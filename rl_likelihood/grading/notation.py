@@ -6,7 +6,7 @@ r"""One spelling for what people and models write: Unicode mathematics, digits o
 import re
 import unicodedata
 
-_COMMANDS = {
+COMMANDS = {
     "≤": r"\le", "≥": r"\ge", "⩽": r"\le", "⩾": r"\ge", "≠": r"\ne", "∞": r"\infty", "∪": r"\cup", "∩": r"\cap",
     "∈": r"\in", "±": r"\pm", "∓": r"\mp", "×": r"\times", "⋅": r"\cdot", "·": r"\cdot", "∙": r"\cdot", "•": r"\cdot",
     "∗": r"\cdot", "÷": r"\div", "°": r"^\circ", "º": r"^\circ", "˚": r"^\circ", "√": r"\surd", "∛": r"\surd[3]",
@@ -20,18 +20,18 @@ _COMMANDS = {
 }  # fmt: skip
 _GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu nu xi pi rho sigma tau upsilon phi chi psi
     omega""".split()
-_PLAIN = {
+PLAIN = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "‒": "-", "﹣": "-", "∣": "|", "∶": ":", "⁄": "/", "∕": "/",
     "\u066b": ".", "\u066c": ",", "’": "'", "‘": "'", "“": '"', "”": '"',
     "\u00a0": r"\,", "\u2009": r"\,", "\u202f": r"\,", "\u2007": r"\,", "\u2008": r"\,", "\u200a": r"\,",
     "\u2002": " ", "\u2003": " ", "\u3000": " ",
     "\u2062": " ", "\u2061": "", "\u2063": ",", "\u200b": "", "\u200c": "", "\u200d": "", "\u2060": "", "\ufeff": "",
-    "\ufe0f": "", "，": ",", "；": ";", "：": ":",
+    "\ufe0f": "", "，": ",", "。": ".", "；": ";", "：": ":",
 }  # fmt: skip
 
 
 def _table() -> dict[int, str]:
-    table = {ord(c): f"{command} " for c, command in _COMMANDS.items()} | {ord(c): s for c, s in _PLAIN.items()}
+    table = {ord(c): f"{command} " for c, command in COMMANDS.items()} | {ord(c): s for c, s in PLAIN.items()}
     for name in _GREEK:
         command = "lambda" if name == "lamda" else name
         for case, written in (("SMALL", command), ("CAPITAL", command.capitalize())):
@@ -45,7 +45,7 @@ _TABLE = _table()
 def _shifted(mark: str) -> dict[int, str]:
     """What Unicode calls a "<super>" or "<sub>" of one character, and that character."""
     found = (c for c in map(chr, range(0x80, 0x2D00)) if unicodedata.decomposition(c).startswith(mark))
-    plain = {ord(c): unicodedata.normalize("NFKC", c) for c in found if c not in _COMMANDS}
+    plain = {ord(c): unicodedata.normalize("NFKC", c) for c in found if c not in COMMANDS}
     return {code: c for code, c in plain.items() if len(c) == 1}
 
 
@@ -76,6 +76,8 @@ def _character(c: str) -> str:
     """ASCII for a digit of another script, a fraction, a letter of another font or width; else the character."""
     if c.isascii():
         return c
+    if unicodedata.category(c) == "Cf":  # the direction of text, a soft hyphen
+        return ""
     if (digit := unicodedata.decimal(c, None)) is not None:
         return str(digit)
     form = unicodedata.normalize("NFKC", c)
