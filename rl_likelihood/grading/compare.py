@@ -31,6 +31,7 @@ from rl_likelihood.grading.units import plain, same_words
 from rl_likelihood.grading.values import exact, proportional, same_value
 
 _EMPTY = Node("name", ("emptyset",))
+_DOTS = Node("name", ("ldots",))
 _COLLECTIONS = ("list", "either", "set", "sequence", "interval", "matrix", "union", "or", "and")
 _TRANSPOSED = (Node("name", ("T",)), Node("name", ("top",)))
 _MOST_PAIRS = 1_000  # of entries that are compared one by one
@@ -48,6 +49,8 @@ def stated(reference: Node, answer: Node) -> tuple[Node, Node]:
     reference, answer = with_factors(reference, given), with_factors(answer, goal)
     if answer.kind == "relation" and set(answer.parts[0]) == {"="} and reference.kind != "relation":
         answer = _linked(reference, answer)
+    if answer.kind == "relation" and answer.parts[0] == (":",) and reference.kind in ("number", "div"):
+        answer = Node("div", answer.parts[1:])  # 2:3 for 2/3
     return without_names(reference, answer)
 
 
@@ -207,6 +210,8 @@ def _same_collections(reference: Node, answer: Node) -> bool:
         () if node == _EMPTY else node.parts if node.kind in ("list", "set") else (node,)
         for node in (reference, answer)
     )
+    if _DOTS in (*references, *others):  # 1, 2, ..., 10
+        return _in_order(references, others)
     if kinds == {"set"}:
         references, others = _distinct(references), _distinct(others)
     return _in_any_order(references, others)

@@ -101,9 +101,9 @@ def _with_equals_sign(text: str) -> str:
 
 
 def _without_end(text: str) -> str:
-    """Without the full stop of a sentence."""
+    """Without the full stop of a sentence, or a comma."""
     text = _STOP.sub("", text).rstrip()
-    return text if text.endswith("..") or not text.endswith(".") else text[:-1].rstrip()
+    return text[:-1].rstrip() if text.endswith((".", ",")) and not text.endswith(("..", "\\,")) else text
 
 
 def _formulas(text: str) -> str:

@@ -84,7 +84,9 @@ _BASE = re.compile(r"(?:\s*_\s*|\s+base\s+)(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?
 _POWER = re.compile(r"\^\{(-?[0-9]+)\}")
 # The base of a logarithm in plain text is a whole number: log10(5), log_12(5); \log_12 5 has base 1.
 _LOGARITHM = re.compile(r"(?<![\\A-Za-z])log(?:_(?=[0-9])|(?=[0-9]+\())(?P<base>[0-9]+)")
-_BRACKETED = re.compile(r"(?<![\w)])(?:\\left\s*)?\(\s*(?P<digits>[0-9]+)\s*(?:\\right\s*)?\)(?=\s*_\s*\{?\s*[0-9])")
+_BRACKETED = re.compile(
+    r"(?<![\w)])(?:\\left\s*)?\(\s*(?P<digits>[0-9]+(?:\.[0-9]+)?)\s*(?:\\right\s*)?\)(?=\s*_\s*\{?\s*[0-9])"
+)
 # ]0, 1[ is (0, 1).
 _OUTER = r"(?<!sqrt)(?<!surd)\["
 _FRENCH = re.compile(
@@ -110,7 +112,7 @@ _SCANNER = re.compile(
     r"|\\(?P<bold>mathbf|boldsymbol|bm|vec|hat|mathbb|mathcal|overrightarrow|overline|bar)\s*"
     r"(?:\{\s*(?P<bolded>[A-Za-z]{1,4})\s*\}|\s(?P<bolded1>[A-Za-z])(?![A-Za-z]))"
     r"|\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z])|(?<=[0-9]\^)o(?![A-Za-z]))(?P<degree>)"
-    r"|\\(?P<command>[A-Za-z]+)"
+    r"|\\(?P<command>[A-Za-z]+)|(?P<dots>\.\.\.)(?!\.)"
     r"|\\(?P<escaped>[{}$%&#|])"
     r"|(?P<clock>[ap]\.\s?m(?![A-Za-z])\.?)"
     r"|(?P<run>[A-Za-z]+)"
@@ -253,6 +255,8 @@ def _token(m: re.Match[str]) -> list[Token]:
             return []
         name = _SAME.get(m["command"], m["command"])
         return [Token("command" if name.isalpha() else "op", name)]
+    if m["dots"]:
+        return [Token("command", "ldots")]
     if m["clock"]:
         return [Token("word", m["clock"].replace(" ", "").lower())]
     if m["escaped"]:
@@ -270,8 +274,8 @@ def words(text: str) -> list[Token]:
         return [Token("op", text.strip(" .,"))]
     if text == ",":
         return [Token("op", ",")]
-    if text == "mod":
-        return [Token("command", text)]
+    if text == "mod" or (text in _PLAIN and text not in (*UNITS, "max", "min")):  # \\text{arctan}
+        return [Token("command", _PLAIN.get(text, text))]
     return [Token("word", text)] if text else []
 
 

@@ -37,12 +37,15 @@ def test_what_says_the_same_is_right_and_nothing_else(kind):
 
 
 def test_the_cases_are_many_of_each_kind():
-    assert len(CASES) == 53 and all(len(rows) >= 10 for rows in CASES.values())
+    assert len(CASES) == 54 and all(len(rows) >= 10 for rows in CASES.values())
 
 
 def test_fences_and_the_end_of_an_answer():
     assert math_match("58", "```\n58\n```") and math_match("58", "```text\n58\n```\n")
-    assert not math_match("58", "```\n58\n59\n```") and not math_match("12", "12, ")
+    assert not math_match("58", "```\n58\n59\n```") and not math_match("12", "12..")
+    for end in (", ", "。", "\u202c", ".", "$,"):
+        assert math_match("12", ("$12" if "$" in end else "12") + end), end
+    assert math_match(r"\text{(E)},", "E") and not math_match("12, 13", "12, ")
 
 
 # reference, answer, right
