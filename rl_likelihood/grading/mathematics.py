@@ -54,6 +54,8 @@ _EXCEPT = re.compile(
     rf"{_REALS.pattern}(?: x)?,? (?:except|other than)(?: for)? (?:x = )?(?P<points>.+)", re.IGNORECASE
 )
 _TEN_TO = re.compile(r"(?<=[0-9])\s*[xX]\s*(?=10\s*(?:\^|\*\*))")  # 1.2 x 10^5: an x for the sign of a product
+_ONE = re.compile(r"\\(?:text|mbox|hbox)[a-z]*\s*\{\s*([A-Za-z]{2,})\s*\}")
+_APPROXIMATE = re.compile(r"(?P<exact>[^\n]+?)\\approx\s*(?P<number>-?[0-9]+(?:\.(?P<decimals>[0-9]+))?)")
 _OTHER = r"\b(?!(?:and|or)\b)[A-Za-z]"
 _PROSE = re.compile(rf"{_OTHER}{{2,}}\s+{_OTHER}|{_OTHER}\s+{_OTHER}{{2,}}")
 
@@ -121,6 +123,21 @@ def _formulas(text: str) -> str:
     return r"\quad ".join(piece for piece in out if piece.strip())
 
 
+def _without_rounded(text: str) -> str:
+    r"""2\sqrt3 of 2\sqrt3 \approx 3.46, if 3.46 is that rounded."""
+    about = _APPROXIMATE.fullmatch(text)
+    node = _read(about["exact"].rpartition("=")[2]) if about is not None else None
+    if node is None:
+        return text
+    try:
+        value = values.real(node)
+    except Unreadable:
+        return text
+    half = 10 ** -len(about["decimals"] or "") / 2
+    near = value is not None and abs(value - float(about["number"])) <= half * (1 + 1e-9)
+    return about["exact"].strip() if near else text
+
+
 @functools.lru_cache(maxsize=4096)
 def _read(text: str, letters: bool = False) -> Node | None:
     """The tree of a text, None where it has none; the answers to a question share their reference."""
@@ -179,14 +196,16 @@ def math_match(reference: str, answer: str | None) -> bool | None:
         return goal == given
     if _spelling(goal) == _spelling(given):
         return True
-    if _is_prose(goal) and _is_prose(given) and plain(goal) == plain(given):
+    words = [text if (one := _ONE.fullmatch(text)) is None else one[1] for text in (goal, given)]
+    if any(map(_is_prose, words)) and all(map(_WORDS_ONLY.fullmatch, words)) and plain(words[0]) == plain(words[1]):
         return True
     try:
         goals = _readings(goal)
     except Exception:
         return None
     try:
-        equal = [(a, b) for a in goals for b in _readings(given) if same_or_not(a, b, same)]
+        answers = _readings(_without_rounded(given))
+        equal = [(a, b) for a in goals for b in answers if same_or_not(a, b, same)]
         return any(not is_copy(a, b, question, _formula_readings) for a, b in equal)
     except Exception:  # too deep, for one
         return False

@@ -81,6 +81,7 @@ _ELLIPSIS = re.compile(r"\s*(?:\.\.\.|\\[lc]?dots(?![A-Za-z]))")
 _CYCLE = re.compile(r"(?P<block>[0-9]{1,12}?)(?P=block)+$")
 _EXPONENT = re.compile(r"[eE](?P<power>[-+]?[0-9]{1,4})(?![0-9A-Za-z])")
 _BASE = re.compile(r"(?:\s*_\s*|\s+base\s+)(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?P<bare>[0-9]{1,3}))")
+_PRIME = re.compile(r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![A-Za-z]))")
 _POWER = re.compile(r"\^\{(-?[0-9]+)\}")
 # The base of a logarithm in plain text is a whole number: log10(5), log_12(5); \log_12 5 has base 1.
 _LOGARITHM = re.compile(r"(?<![\\A-Za-z])log(?:_(?=[0-9])|(?=[0-9]+\())(?P<base>[0-9]+)")
@@ -125,6 +126,7 @@ def tokens(text: str, letters: bool = False) -> list[Token]:
 
     `letters`: reads mg in 2mg as a product and no unit, and sinx as a function of x and no word.
     """
+    text = _PRIME.sub("'", text)
     text = _FRENCH.sub(_round, _BRACKETED.sub(r"\g<digits>", _LOGARITHM.sub(r"log_{\g<base>}", text)))
     out: list[Token] = []
     brackets: list[bool] = []  # for each open bracket: is a comma in it one between entries?

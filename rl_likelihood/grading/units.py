@@ -111,12 +111,13 @@ def _unit(words: list[str]) -> tuple[str, list[str]]:
 
 
 def plain(words: str) -> str:
-    """Words without their case, but for single letters and up to three capitals, which are symbols: A, AB."""
+    """Words without article and case, but for single letters and up to three capitals, which are symbols: A, AB."""
 
     def bare(word: str) -> str:
         return word if len(word) == 1 or (word.isupper() and len(word) <= 3) else word.casefold()
 
     said = [bare(word) for word in words.strip(" .").split()]
+    said = said[1:] if len(said) > 1 and said[0] in ("a", "an", "the") and len(said[1]) > 1 else said
     return " ".join("solution" if word == "solutions" else word for word in said)
 
 
