@@ -271,14 +271,14 @@ def formulas(rows: list[Asked]) -> list[tuple[Asked, str]]:
     """Every formula of a question that is not spelled like the answer and says more than a number or a letter."""
 
     def bare(text: str) -> str:
-        return re.sub(r"[\s{}$.,]|\\(left|right)(?![a-z])|\\[,!;]", "", text).replace("dfrac", "frac")
+        return re.sub(r"\\\$|[\s{}$.,]|\\(left|right)(?![a-z])|\\[,!;]", "", text).replace("dfrac", "frac")
 
     pairs = [(row, formula) for row in rows for formula in dict.fromkeys(written(row.question))]
     number_or_letter = re.compile(r"(?:[^=]*=)?-?[0-9]+(?:\\%)?|[A-Za-z]")
     return [
         (row, formula)
         for row, formula in pairs
-        if bare(formula) != bare(row.gold) and not number_or_letter.fullmatch(bare(formula))
+        if bare(formula).rpartition("=")[2] != bare(row.gold) and not number_or_letter.fullmatch(bare(formula))
     ]
 
 

@@ -21,6 +21,7 @@ _FORMULA = re.compile(
     re.DOTALL,
 )
 _SIDES = re.compile(r"\\(?:leq?|geq?|neq?|approx|equiv)(?![A-Za-z])|[=<>?≤≥≠]|&|\\\\")
+_END = re.compile(r"(?:\\[,;:! ]|[\s.,;])+$")
 _BEGINNING = '{"answer": '  # no formula begins so
 _IN_ANY_ORDER = ("add", "mul", "set", "list")
 
@@ -50,7 +51,7 @@ def written(question: str) -> list[str]:
 @functools.lru_cache(maxsize=256)
 def _trees(question: str, readings: Callable[[str], list[Node]]) -> frozenset[Node]:
     """The formulas of a question and their sides as trees, as far as they can be read."""
-    texts = {text.strip(" .,;") for formula in written(question) for text in (formula, *_SIDES.split(formula))}
+    texts = {_END.sub("", text) for formula in written(question) for text in (formula, *_SIDES.split(formula))}
     return frozenset(_ordered(tree) for text in texts if text for tree in readings(text))
 
 

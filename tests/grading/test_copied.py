@@ -32,6 +32,8 @@ CASES = [
     (r"Convert $60^\circ$ to radians.", r"\frac{\pi}{3}", r"60^\circ", False, True),
     (r"Write $60\%$ as a fraction.", r"\frac35", r"60\%", False, True),
     (r"Simplify $\frac{3}{6}$.", r"\frac12", r"\frac{3}{6}", False, True),
+    (r"Compute \[2^4 - 4 \times 1^4 \, .\]", "12", r"2^4 - 4 \times 1^4", False, True),
+    (r"Compute $.0\overline{3} \div .\overline{03}$.", "1.1", r".0\overline{3} \div .\overline{03}", False, True),
     (r"\begin{align*} y &= 2x + 2 \end{align*} Factor it.", "2(x+1)", "2x+2", False, True),
     # A number or a letter of the question, and what is written as the reference is.
     ("The first of $5$ and $6$?", "5", "5", True, True),
