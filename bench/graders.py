@@ -4,8 +4,9 @@ r"""How often is the grader `math` wrong? On the answers of MATH's test set, wri
 
 Right: the answer itself and what people and models write for it. Wrong: families of answers that a policy finds if a
 grader drops what it cannot read. A family is tried where it makes sense and is surely right, or wrong, by the text
-alone: a sign is changed where there is one formula, entries are swapped where they differ. Prints a row a family: how
-many were tried, how many were graded wrongly, the time of one grade.
+alone: a sign is changed where there is one formula, entries are swapped where they differ. As in a run, the grader gets
+the question with the reference. Prints a row a family: how many were tried, how many were graded wrongly, the time of
+one grade.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+from rl_likelihood.grading.copied import with_question, written
 from rl_likelihood.grading.mathematics import math_match
 from rl_likelihood.grading.text import last_boxed
 
@@ -28,11 +31,16 @@ _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 _SIMPLE = re.compile(r"[0-9A-Za-z\s{}\\^.!+*/-]+")  # one formula: no list, bracket, relation
 
 
-def answers(path: Path) -> list[str]:
-    """The last box of every solution."""
+class Asked(NamedTuple):
+    gold: str
+    question: str
+
+
+def answers(path: Path) -> list[Asked]:
+    """The last box of every solution, with its problem."""
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         rows = [json.loads(line) for line in file]
-    return [(last_boxed(row["solution"]) or "").strip() for row in rows]
+    return [Asked((last_boxed(row["solution"]) or "").strip(), row["problem"]) for row in rows]
 
 
 def _is_number(gold: str) -> bool:
@@ -247,7 +255,7 @@ WRONG: dict[str, Variant] = {
 }
 
 
-def other_answers(golds: list[str]) -> list[tuple[str, str]]:
+def other_answers(rows: list[Asked]) -> list[tuple[Asked, str]]:
     """Pairs of answers whose letters and digits differ, so that no two spellings of one answer are taken."""
     rng = random.Random(0)
 
@@ -255,17 +263,32 @@ def other_answers(golds: list[str]) -> list[tuple[str, str]]:
         text = re.sub(r"\\(text|mbox)\s*\{([^{}]*)\}", r"\2" if not re.search("[0-9]", text) else "", text)
         return re.sub(r"^[a-z]\s*=|\\[dtc]?frac|\\circ|\\left|\\right|[^0-9A-Za-z\\/-]", "", text)
 
-    pairs = [(gold, rng.choice(golds)) for gold in golds]
-    return [(a, b) for a, b in pairs if bare(a) != bare(b)]
+    pairs = [(row, rng.choice(rows).gold) for row in rows]
+    return [(row, other) for row, other in pairs if bare(row.gold) != bare(other)]
 
 
-def measure(name: str, pairs: list[tuple[str, str]], right: bool, show: int) -> tuple[int, int]:
+def formulas(rows: list[Asked]) -> list[tuple[Asked, str]]:
+    """Every formula of a question that is not spelled like the answer and says more than a number or a letter."""
+
+    def bare(text: str) -> str:
+        return re.sub(r"\\\$|[\s{}$.,]|\\(left|right)(?![a-z])|\\[,!;]", "", text).replace("dfrac", "frac")
+
+    pairs = [(row, formula) for row in rows for formula in dict.fromkeys(written(row.question))]
+    number_or_letter = re.compile(r"(?:[^=]*=)?-?[0-9]+(?:\\%)?|[A-Za-z]")
+    return [
+        (row, formula)
+        for row, formula in pairs
+        if bare(formula).rpartition("=")[2] != bare(row.gold) and not number_or_letter.fullmatch(bare(formula))
+    ]
+
+
+def measure(name: str, pairs: list[tuple[Asked, str]], right: bool, show: int) -> tuple[int, int]:
     start = time.perf_counter()
-    faults = [pair for pair in pairs if math_match(*pair) is not right]
+    faults = [(row, text) for row, text in pairs if math_match(with_question(*row), text) is not right]
     each = (time.perf_counter() - start) / max(len(pairs), 1)
     print(f"| {name} | {len(pairs)} | {len(faults)} | {1e3 * each:.2f} |", flush=True)
-    for pair in faults[:show]:
-        print("   ", *map(repr, pair))
+    for row, text in faults[:show]:
+        print("   ", repr(row.gold), repr(text))
     return len(pairs), len(faults)
 
 
@@ -275,15 +298,15 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=0, help="answers, drawn at random; 0: all")
     parser.add_argument("--show", type=int, default=0, help="faults of each family to print")
     a = parser.parse_args()
-    golds = answers(a.math)
+    asked = answers(a.math)
     if a.limit:
-        golds = random.Random(0).sample(golds, a.limit)
+        asked = random.Random(0).sample(asked, a.limit)
     for title, families, right in (("right", RIGHT, True), ("wrong", WRONG, False)):
         print(f"| {title} | tried | graded wrongly | ms |")
         tried = faults = 0
-        rows = {n: [(g, v) for g in golds if (v := make(g)) is not None] for n, make in families.items()}
+        rows = {n: [(q, v) for q in asked if (v := make(q.gold)) is not None] for n, make in families.items()}
         if not right:
-            rows["another answer of the file"] = other_answers(golds)
+            rows |= {"another answer of the file": other_answers(asked), "a formula of the question": formulas(asked)}
         for name, pairs in rows.items():
             n, wrong = measure(name, pairs, right, a.show)
             tried, faults = tried + n, faults + wrong

@@ -14,12 +14,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rl_likelihood.grading.intervals import FLIPPED, INFINITY, MINUS_INFINITY, merged, region
-from rl_likelihood.grading.names import says_value, without_names
+from rl_likelihood.grading.names import is_letter, says_value, without_names
 from rl_likelihood.grading.tokens import Unreadable
-from rl_likelihood.grading.tree import Node, in_radians, number, parts_of, plain_names, symbols, with_factors
+from rl_likelihood.grading.tree import (
+    Node,
+    has_sign,
+    in_radians,
+    number,
+    parts_of,
+    plain_names,
+    replaced,
+    symbols,
+    with_factors,
+)
+from rl_likelihood.grading.units import plain, same_words
 from rl_likelihood.grading.values import exact, proportional, same_value
 
 _EMPTY = Node("name", ("emptyset",))
+_DOTS = Node("name", ("ldots",))
 _COLLECTIONS = ("list", "either", "set", "sequence", "interval", "matrix", "union", "or", "and")
 _TRANSPOSED = (Node("name", ("T",)), Node("name", ("top",)))
 _MOST_PAIRS = 1_000  # of entries that are compared one by one
@@ -27,12 +39,19 @@ _MOST_PAIRS = 1_000  # of entries that are compared one by one
 
 def same(reference: Node, answer: Node) -> bool:
     """Does `answer` say what `reference` says? Raises Unreadable where one has parts that cannot be compared."""
+    reference, answer = stated(reference, answer)
+    return _same(reference, answer) or _same_without_units(reference, answer)
+
+
+def stated(reference: Node, answer: Node) -> tuple[Node, Node]:
+    """Both as they are compared: without a name that only one has; of 2 + 3 = 5 the last side."""
     goal, given = plain_names(reference), plain_names(answer)
     reference, answer = with_factors(reference, given), with_factors(answer, goal)
     if answer.kind == "relation" and set(answer.parts[0]) == {"="} and reference.kind != "relation":
         answer = _linked(reference, answer)
-    reference, answer = without_names(reference, answer)
-    return _same(reference, answer) or _same_without_units(reference, answer)
+    if answer.kind == "relation" and answer.parts[0] == (":",) and reference.kind in ("number", "div"):
+        answer = Node("div", answer.parts[1:])  # 2:3 for 2/3
+    return without_names(reference, answer)
 
 
 def _linked(reference: Node, answer: Node) -> Node:
@@ -50,9 +69,9 @@ def _same(reference: Node, answer: Node) -> bool:
     if reference == answer:
         return True
     differ = reference.kind != answer.kind or _is_membership(reference) != _is_membership(answer)
-    if differ or reference.kind == "list":
+    if differ or reference.kind in ("list", "without"):
         (variable, reference), (other, answer) = region(reference), region(answer)
-        if variable and other and variable != other:
+        if other and (not is_letter(other, True) or variable not in ("", other)):
             return False
     if {reference.kind, answer.kind} == {"union", "either"}:  # (0, 1) or (2, 3), beside intervals
         reference, answer = Node("union", reference.parts), Node("union", answer.parts)
@@ -185,12 +204,14 @@ def _same_collections(reference: Node, answer: Node) -> bool:
     kinds = {reference.kind, answer.kind}
     if "sequence" in kinds:
         sequence, other = (reference, answer) if reference.kind == "sequence" else (answer, reference)
-        brackets_of_tuple = sequence.parts[:2] == ("(", ")")
+        brackets_of_tuple = sequence.parts[:2] == ("(", ")") and not {INFINITY, MINUS_INFINITY} & {*sequence.parts[2:]}
         return other.kind == "list" and brackets_of_tuple and _in_order(sequence.parts[2:], other.parts)
     references, others = (
         () if node == _EMPTY else node.parts if node.kind in ("list", "set") else (node,)
         for node in (reference, answer)
     )
+    if _DOTS in (*references, *others):  # 1, 2, ..., 10
+        return _in_order(references, others)
     if kinds == {"set"}:
         references, others = _distinct(references), _distinct(others)
     return _in_any_order(references, others)
@@ -213,23 +234,9 @@ def _both_signs(node: Node) -> Node:
         entries = [_both_signs(part) for part in node.parts]
         flat = [n for entry in entries for n in (entry.parts if entry.kind == "list" else (entry,))]
         return Node("list" if node.kind == "list" else "set", tuple(flat))
-    if not _has_sign(node):
+    if not has_sign(node):
         return node
-    return Node("list", (_replaced(node, ("pm",), lambda n: n), _replaced(node, ("pm",), lambda n: Node("neg", (n,)))))
-
-
-def _has_sign(node: Node) -> bool:
-    return node.kind == "pm" or any(map(_has_sign, parts_of(node)))
-
-
-def _replaced(part: Any, kinds: Sequence[str], change: Callable[[Node], Node]) -> Any:
-    """A node, or a part of one, with what `change` makes of the first part of each node of these kinds in its place."""
-    if not isinstance(part, tuple):
-        return part
-    if not isinstance(part, Node):
-        return tuple(_replaced(p, kinds, change) for p in part)
-    inner = _replaced(part.parts, kinds, change)
-    return change(inner[0]) if part.kind in kinds else Node(part.kind, inner)
+    return Node("list", (replaced(node, ("pm",), lambda n: n), replaced(node, ("pm",), lambda n: Node("neg", (n,)))))
 
 
 def _same_matrices(reference: Node, answer: Node) -> bool:
@@ -284,16 +291,6 @@ def _same_words(reference: Node, answer: Node) -> bool:
     return product and sorted(factors) == sorted(letters)
 
 
-def plain(words: str) -> str:
-    """Words without their case, but for single letters and up to three capitals, which are symbols: A, AB."""
-
-    def bare(word: str) -> str:
-        return word if len(word) == 1 or (word.isupper() and len(word) <= 3) else word.casefold()
-
-    said = [bare(word) for word in words.strip(" .").split()]
-    return " ".join("solution" if word == "solutions" else word for word in said)
-
-
 def _measured(node: Node, other: Node, is_reference: bool = False) -> Node:
     """Reads 10 m^2 as a formula if the other side has symbols, else as a number with a unit.
 
@@ -308,7 +305,7 @@ def _measured(node: Node, other: Node, is_reference: bool = False) -> Node:
 
 
 def _same_with_units(reference: Node, answer: Node) -> bool:
-    (value, unit, _), (given, other, known) = _split(reference), _split(answer)
+    (value, unit, of_units), (given, other, known) = _split(reference), _split(answer)
     if "percent" in (unit, other) and {unit, other} <= {"percent", ""}:
         return _same_shares(value, given, unit == "percent", other == "percent")
     if not unit:  # the answer's own: none of it may be unknown
@@ -318,7 +315,8 @@ def _same_with_units(reference: Node, answer: Node) -> bool:
     if {unit, other} == {"degree", "radian"}:
         return same_value(_AS_NUMBER[unit](value), _AS_NUMBER[other](given))
     if other:
-        return unit == other and _same(value, given)
+        alike = unit == other if of_units or known else same_words(unit, other)
+        return alike and _same(value, given)
     if unit == "degree" and same_value(in_radians(Node("deg", (value,))), given):
         return True
     letters = Node("name", (unit,))
@@ -336,7 +334,7 @@ def _same_part(reference: Node, answer: Node) -> bool:
     as_number = _AS_NUMBER.get(unit or other)
     if as_number is None:
         return False
-    return _same(*(_replaced(node, ("unit",), as_number) for node in (reference, answer)))
+    return _same(*(replaced(node, ("unit",), as_number) for node in (reference, answer)))
 
 
 def _unit(part: Node) -> str:
@@ -372,7 +370,7 @@ def _one_unit(node: Node, kinds: Sequence[str]) -> tuple[Node, str | None]:
     brackets = node.kind not in ("list", "either", "or", "and", "relation")
     of_last = not brackets and node.parts[-1].kind in (*kinds, "relation") and units[-1] != "percent"
     shared = len(set(units)) == 1 or (of_last and not any(units[:-1]))
-    return (_replaced(node, kinds, lambda value: value), units[-1]) if shared else (node, None)
+    return (replaced(node, kinds, lambda value: value), units[-1]) if shared else (node, None)
 
 
 def _numbers(node: Node) -> list[Node]:

@@ -6,11 +6,19 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
+from rl_likelihood.grading.notation import COMMANDS, PLAIN
+
 # Numbers have at most 30 digits. Python's grammar does not allow zeros before them.
 _CHARACTERS = re.compile(r"(?:[-+*/()\s]|[0-9]{1,30}(?![0-9]))*", re.ASCII)
 _ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])", re.ASCII)
 _LONGEST = 500  # characters of an expression
-_SIGNS = str.maketrans("\u00d7\u00b7\u00f7\u2212", "**/-")
+_COMMANDS = {r"\times": "*", r"\cdot": "*", r"\div": "/"}
+# The typographic signs that `notation.latex` knows, and those of full width.
+_SIGNS = str.maketrans(
+    {c: _COMMANDS[command] for c, command in COMMANDS.items() if command in _COMMANDS}
+    | {c: sign for c, sign in PLAIN.items() if sign in ("-", "/")}
+    | {chr(ord(c) + 0xFEE0): c for c in "+-*/()"}
+)
 _OPERATORS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,

@@ -18,6 +18,10 @@ _FUNCTION_LETTERS = ("f", "g", "h", "F", "G", "H")  # before a bracket; x(x+1) i
 # A fraction of whole numbers above 0: \frac34, \frac{3}{4}, {\frac{3}{4}}.
 _WHOLE = r"(?:\{ 0*[1-9][0-9]* \}|[1-9])"
 _OF_WHOLE_NUMBERS = re.compile(rf"(?P<braces>\{{ )?frac {_WHOLE} ?{_WHOLE}(?(braces) \}})")
+_BEGINS = SYMBOLS | {"frac", "binom", "sqrt", "surd", "cbrt", "lfloor", "lceil", "langle", "det", *FUNCTIONS, *MATRICES}
+# Of \sin^{-1} x; of others, such as \log^{-1}, it is not read.
+_INVERSE = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}
+_INVERSE |= {"arcsin": "sin", "arccos": "cos", "arctan": "tan", "ln": "exp", "exp": "ln"}
 _PAIRS = {"lfloor": ("floor", "rfloor"), "lceil": ("ceil", "rceil")}
 
 
@@ -75,20 +79,7 @@ class Formulas(Cursor):
         if text == "|":
             return not self.bars
         if token.kind == "command":
-            known = SYMBOLS | {
-                "frac",
-                "binom",
-                "sqrt",
-                "surd",
-                "cbrt",
-                "lfloor",
-                "lceil",
-                "langle",
-                "det",
-                *FUNCTIONS,
-                *MATRICES,
-            }
-            return text in known
+            return text in _BEGINS
         if token.text in ("C", "F") and self.tokens[self.at - 1].text == "degree":
             return False
         if text == "{":  # 5{1} looks like 51
@@ -101,7 +92,7 @@ class Formulas(Cursor):
 
     def powers(self, base: Node) -> Node:
         read = ""  # the last mark after this base; a power or mark inside its brackets is none
-        while True:
+        for _ in range(_DEEPEST + 1):
             if self.accept("^"):
                 if read == "^":
                     raise Unreadable("two powers")
@@ -114,6 +105,7 @@ class Formulas(Cursor):
                 base = Node("deg", (base,))
             else:
                 return base
+        raise Unreadable("too deep")
 
     def exponent(self) -> Node:
         if self.peek() == "{":
@@ -285,8 +277,10 @@ class Formulas(Cursor):
             raise Unreadable("the number of arguments")
         if name in _TRIGONOMETRIC:
             arguments = tuple(map(in_radians, arguments))
-            if power == number(-1) or power == Node("neg", (number(1),)):
-                name, power = f"arc{name}", None
+        if power in (number(-1), Node("neg", (number(1),))):
+            if name not in _INVERSE:
+                raise Unreadable("an inverse")
+            name, power = _INVERSE[name], None
         node = call(name, *base, *arguments)
         return node if power is None else Node("pow", (node, power))
 

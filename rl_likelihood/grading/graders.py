@@ -20,6 +20,7 @@ from rl_likelihood.grading.code import (
     code_tests_unsafe,
     tool_call,
 )
+from rl_likelihood.grading.copied import with_question
 from rl_likelihood.grading.countdown import countdown, countdown_outcome
 from rl_likelihood.grading.gym import gym_match, gym_quick
 from rl_likelihood.grading.mathematics import math_match, telemath
@@ -35,7 +36,7 @@ from rl_likelihood.grading.text import (
 if TYPE_CHECKING:  # workers import this module, and shapes imports jax
     from rl_likelihood.shapes import Example, Tags
 
-VERSION = 11  # of the rules: evaluation records of an older version are graded again
+VERSION = 12  # of the rules: evaluation records of an older version are graded again
 
 OTHER_ANSWERS = {"alternatives", "rejected", "taught"}  # keys of `check` that training reads, and no grader
 
@@ -72,22 +73,26 @@ class Grader:
             None where `grade` must be asked, in a process of the pool. `grade` is then a function at the top of its
             module. Without `quick`, `grade` is called in this process
     reads:  what of the example an answer is compared with: its answer; its `check`, if it has one; its answer with
-            the arguments that count, if its `check` names them ("compared"); or its answer and its wrong answers, if it
-            has any ("options")
+            the arguments that count, if its `check` names them ("compared"); its answer and its wrong answers, if it
+            has any ("options"); or its answer and its question, if that has formulas ("question")
     unsafe: for a grader that runs programs of a model: `grade` for a machine that cannot isolate them
     """
 
     grade: GradeFunction
     about: str
     quick: GradeFunction | None = None
-    reads: Literal["answer", "check", "compared", "options"] = "answer"
+    reads: Literal["answer", "check", "compared", "options", "question"] = "answer"
     unsafe: GradeFunction | None = None
 
 
 GRADERS: dict[str, Grader] = {
     "exact_match": Grader(exact_match, "the same text, but for white space around it"),
     "numeric": Grader(numeric_match, "the same number, exactly; as text where the reference is none"),
-    "math": Grader(math_match, "the same mathematics, read whole: LaTeX, Unicode or plain text, with or without units"),
+    "math": Grader(
+        math_match,
+        "the same mathematics, read whole: LaTeX, Unicode or plain text, with or without units",
+        reads="question",
+    ),
     "prefix": Grader(prefix_match, "the beginning of the reference, up to the end of one of its words"),
     "countdown": Grader(countdown, "an expression of exactly the given numbers that has the target's value"),
     "multiple_choice": Grader(multiple_choice, "the same option: B, (B), option 2, the answer is B; read to the end"),
@@ -116,6 +121,8 @@ def reference_of(name: str, example: Example, table: Mapping[str, Grader] = GRAD
     reads = table[name].reads
     if reads == "answer":
         return example.answer
+    if reads == "question":
+        return with_question(example.answer, example.prompt)
     check = json.loads(example.check or "{}")
     if reads == "compared":
         compared = check.get(COMPARED)

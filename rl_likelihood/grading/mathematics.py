@@ -11,22 +11,20 @@ import re
 from fractions import Fraction
 
 from rl_likelihood.grading import values
-from rl_likelihood.grading.compare import plain, same, same_or_not
+from rl_likelihood.grading.compare import same, same_or_not
+from rl_likelihood.grading.copied import is_copy, parted
 from rl_likelihood.grading.names import KNOWN, without_names
-from rl_likelihood.grading.notation import latex, without_markdown
+from rl_likelihood.grading.notation import latex, without_fonts, without_markdown
 from rl_likelihood.grading.statements import read
 from rl_likelihood.grading.text import exact_match, in_box
 from rl_likelihood.grading.tokens import Unreadable, tokens
 from rl_likelihood.grading.tree import Node, parts_of
+from rl_likelihood.grading.units import plain
 
 _LONGEST = 2_000  # characters of an answer; longer ones are compared as text
 
 _DOLLARS = re.compile(r"(?<!\\)(?:\$\$?|\\[()\[\]])")
 _SPACE_AT_END = re.compile(r"(?<!\\)(?:\\\s+)+$")  # "\ ", of which a strip would leave the backslash
-_WHOLE = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|up|sc|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm)\s*\{([^{}]*)\}"
-)
-_WORD = re.compile(r"\\(?:text|mbox|hbox)[a-z]*\s*\{\s*[A-Za-z]{2,}\s*\}")  # it stays a word, no product of letters
 _WORDS_ONLY = re.compile(r"[A-Za-z\s.,;:'-]*[A-Za-z][A-Za-z\s.,;:'-]*")
 _LEAD = re.compile(
     r"(?:ans\.\s*|(?:so|thus|hence|therefore|it|ans|we|get|have|obtain|find|that|the|final|correct|required|desired|"
@@ -56,6 +54,8 @@ _EXCEPT = re.compile(
     rf"{_REALS.pattern}(?: x)?,? (?:except|other than)(?: for)? (?:x = )?(?P<points>.+)", re.IGNORECASE
 )
 _TEN_TO = re.compile(r"(?<=[0-9])\s*[xX]\s*(?=10\s*(?:\^|\*\*))")  # 1.2 x 10^5: an x for the sign of a product
+_ONE = re.compile(r"\\(?:text|mbox|hbox)[a-z]*\s*\{\s*([A-Za-z]{2,})\s*\}")
+_APPROXIMATE = re.compile(r"(?P<exact>[^\n]+?)\\approx\s*(?P<number>-?[0-9]+(?:\.(?P<decimals>[0-9]+))?)")
 _OTHER = r"\b(?!(?:and|or)\b)[A-Za-z]"
 _PROSE = re.compile(rf"{_OTHER}{{2,}}\s+{_OTHER}|{_OTHER}\s+{_OTHER}{{2,}}")
 
@@ -71,8 +71,7 @@ def _core(text: str) -> str:
         text = _without_end(without_markdown(text).strip())
         text = _with_equals_sign(_without_lead(text))
         text = _without_end(_SPACE_AT_END.sub("", _formulas(text)).strip())
-        whole = _WHOLE.fullmatch(text)
-        text = whole[1].strip() if whole is not None and not _WORD.fullmatch(text) else text
+        text = without_fonts(text)
         if text == before:
             break
     return _reals(text)
@@ -104,9 +103,9 @@ def _with_equals_sign(text: str) -> str:
 
 
 def _without_end(text: str) -> str:
-    """Without the full stop of a sentence."""
+    """Without the full stop of a sentence, or a comma."""
     text = _STOP.sub("", text).rstrip()
-    return text if text.endswith("..") or not text.endswith(".") else text[:-1].rstrip()
+    return text[:-1].rstrip() if text.endswith((".", ",")) and not text.endswith(("..", "\\,")) else text
 
 
 def _formulas(text: str) -> str:
@@ -122,6 +121,21 @@ def _formulas(text: str) -> str:
     pieces = _DOLLARS.split(text)
     out = ["\\text{" + p + "}" if i % 2 == 0 and _WORDS_ONLY.fullmatch(p) else p for i, p in enumerate(pieces)]
     return r"\quad ".join(piece for piece in out if piece.strip())
+
+
+def _without_rounded(text: str) -> str:
+    r"""2\sqrt3 of 2\sqrt3 \approx 3.46, if 3.46 is that rounded."""
+    about = _APPROXIMATE.fullmatch(text)
+    node = _read(about["exact"].rpartition("=")[2]) if about is not None else None
+    if node is None:
+        return text
+    try:
+        value = values.real(node)
+    except Unreadable:
+        return text
+    half = 10 ** -len(about["decimals"] or "") / 2
+    near = value is not None and abs(value - float(about["number"])) <= half * (1 + 1e-9)
+    return about["exact"].strip() if near else text
 
 
 @functools.lru_cache(maxsize=4096)
@@ -147,6 +161,12 @@ def _readings(text: str) -> list[Node]:
     return [tree for tree in trees if tree is not None and not (_is_prose(text) and _has_words(tree))]
 
 
+def _formula_readings(formula: str) -> list[Node]:
+    """The trees of a formula of the question, read as an answer would be."""
+    core = _core(formula)
+    return _readings(core) if len(core) <= _LONGEST else []
+
+
 def _has_words(node: Node) -> bool:
     return node.kind in ("word", "run", "unit") or any(map(_has_words, parts_of(node)))
 
@@ -161,11 +181,14 @@ def math_match(reference: str, answer: str | None) -> bool | None:
 
     LaTeX, Unicode and plain text are read alike. Units that the reference does not write are dropped if they are known
     (cm, degrees, dollars), words that lead to the answer too ("the answer is"); 50% is 50 as well as 0.5. Any other
-    word makes an answer wrong, and so does everything that cannot be read. `compare` says what equals what. None where
-    the grader failed.
+    word makes an answer wrong, and so does everything that cannot be read. `compare` says what equals what. If the
+    reference has its question with it (`copied.with_question`), an answer that only repeats a formula of the question
+    is wrong. None where the reference cannot be read for a fault of the grader; a fault that an answer brings about
+    makes the answer wrong, or a policy would find it.
     """
     if answer is None:
         return False
+    reference, question = parted(reference)
     goal, given = _core(reference), _core(answer)
     if not goal or not given:
         return False
@@ -173,12 +196,19 @@ def math_match(reference: str, answer: str | None) -> bool | None:
         return goal == given
     if _spelling(goal) == _spelling(given):
         return True
-    if _is_prose(goal) and _is_prose(given) and plain(goal) == plain(given):
+    words = [text if (one := _ONE.fullmatch(text)) is None else one[1] for text in (goal, given)]
+    if any(map(_is_prose, words)) and all(map(_WORDS_ONLY.fullmatch, words)) and plain(words[0]) == plain(words[1]):
         return True
     try:
-        return any(same_or_not(a, b, same) for a in _readings(goal) for b in _readings(given))
-    except RecursionError:
+        goals = _readings(goal)
+    except Exception:
         return None
+    try:
+        answers = _readings(_without_rounded(given))
+        equal = [(a, b) for a in goals for b in answers if same_or_not(a, b, same)]
+        return any(not is_copy(a, b, question, _formula_readings) for a, b in equal)
+    except Exception:  # too deep, for one
+        return False
 
 
 def telemath(reference: str, answer: str | None) -> bool:

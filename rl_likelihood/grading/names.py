@@ -20,6 +20,7 @@ triangle rectangle square circle cube sphere cylinder cone region polygon
 """
 KNOWN = frozenset(_WORDS.split())
 _SUBSCRIPTS = frozenset({"max", "min", "total", "avg", "net", "in", "out", "eff", "rms", "tot", "opt", "new", "old"})
+_SPHERICAL = ["rho", "theta", "phi"]
 _POINTS = "[A-MO-Z]{1,4}"  # NO and NOT, with an N, are words
 _PLAIN_SUBSCRIPT = re.compile(
     rf"[0-9,]*[A-Za-z]?[0-9,]*|[a-z](?:,[a-z])+|[i-n]{{2}}|[a-z][+-][0-9]+|(?:triangle|angle)?{_POINTS}"
@@ -54,7 +55,8 @@ def _value(node: Node, answers: bool) -> Node:
         return Node("set", values)
     if len(set(names)) < len(names) or any(value.kind in ("list", "sequence") for value in values):
         return node
-    values = tuple(value for _, value in sorted(zip(names, values, strict=True)))
+    order = _SPHERICAL if set(names) == set(_SPHERICAL) else sorted(names)
+    values = tuple(values[names.index(name)] for name in order)
     if len({name.partition("_")[0] for name in names}) == 1:  # x_1 = 1, x_2 = 2
         return Node("list", values)
     return Node("sequence", ("(", ")", *values))
@@ -91,7 +93,7 @@ def _is_name(node: Node, answers: bool) -> bool:
     """x, x_1, f(x), (x, y), AB, angle ABC, |AB|, the area."""
     match node.kind:
         case "name":
-            return _is_letter(node.parts[0], answers)
+            return is_letter(node.parts[0], answers)
         case "apply":
             arguments = (part.parts[0] for part in node.parts[1:] if part.kind == "name")
             if not all(part.kind in ("name", "number") for part in node.parts[1:]):
@@ -101,9 +103,9 @@ def _is_name(node: Node, answers: bool) -> bool:
             return set(node.parts[0].lower().split()) <= KNOWN
         case "sequence":
             names = [
-                part.parts[0] for part in node.parts[2:] if part.kind == "name" and _is_letter(part.parts[0], answers)
+                part.parts[0] for part in node.parts[2:] if part.kind == "name" and is_letter(part.parts[0], answers)
             ]
-            if answers and names != sorted(names):  # (y, x) = (1, 2)
+            if answers and names not in (sorted(names), _SPHERICAL):  # (y, x) = (1, 2)
                 return False
             return node.parts[:2] == ("(", ")") and len(set(names)) == len(node.parts) - 2
         case "mul":
@@ -113,7 +115,7 @@ def _is_name(node: Node, answers: bool) -> bool:
     return False
 
 
-def _is_letter(name: str, answers: bool) -> bool:
+def is_letter(name: str, answers: bool) -> bool:
     """A letter; in an answer one without words in it or a value of its own: pi = 5 is false."""
     return is_variable(name) and (not answers or (_plain(name) and name.removesuffix("_") not in CONSTANTS))
 

@@ -6,7 +6,7 @@ r"""One spelling for what people and models write: Unicode mathematics, digits o
 import re
 import unicodedata
 
-_COMMANDS = {
+COMMANDS = {
     "≤": r"\le", "≥": r"\ge", "⩽": r"\le", "⩾": r"\ge", "≠": r"\ne", "∞": r"\infty", "∪": r"\cup", "∩": r"\cap",
     "∈": r"\in", "±": r"\pm", "∓": r"\mp", "×": r"\times", "⋅": r"\cdot", "·": r"\cdot", "∙": r"\cdot", "•": r"\cdot",
     "∗": r"\cdot", "÷": r"\div", "°": r"^\circ", "º": r"^\circ", "˚": r"^\circ", "√": r"\surd", "∛": r"\surd[3]",
@@ -20,18 +20,18 @@ _COMMANDS = {
 }  # fmt: skip
 _GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu nu xi pi rho sigma tau upsilon phi chi psi
     omega""".split()
-_PLAIN = {
+PLAIN = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "‒": "-", "﹣": "-", "∣": "|", "∶": ":", "⁄": "/", "∕": "/",
     "\u066b": ".", "\u066c": ",", "’": "'", "‘": "'", "“": '"', "”": '"',
     "\u00a0": r"\,", "\u2009": r"\,", "\u202f": r"\,", "\u2007": r"\,", "\u2008": r"\,", "\u200a": r"\,",
     "\u2002": " ", "\u2003": " ", "\u3000": " ",
     "\u2062": " ", "\u2061": "", "\u2063": ",", "\u200b": "", "\u200c": "", "\u200d": "", "\u2060": "", "\ufeff": "",
-    "\ufe0f": "", "，": ",", "；": ";", "：": ":",
+    "\ufe0f": "", "，": ",", "。": ".", "；": ";", "：": ":",
 }  # fmt: skip
 
 
 def _table() -> dict[int, str]:
-    table = {ord(c): f"{command} " for c, command in _COMMANDS.items()} | {ord(c): s for c, s in _PLAIN.items()}
+    table = {ord(c): f"{command} " for c, command in COMMANDS.items()} | {ord(c): s for c, s in PLAIN.items()}
     for name in _GREEK:
         command = "lambda" if name == "lamda" else name
         for case, written in (("SMALL", command), ("CAPITAL", command.capitalize())):
@@ -45,7 +45,7 @@ _TABLE = _table()
 def _shifted(mark: str) -> dict[int, str]:
     """What Unicode calls a "<super>" or "<sub>" of one character, and that character."""
     found = (c for c in map(chr, range(0x80, 0x2D00)) if unicodedata.decomposition(c).startswith(mark))
-    plain = {ord(c): unicodedata.normalize("NFKC", c) for c in found if c not in _COMMANDS}
+    plain = {ord(c): unicodedata.normalize("NFKC", c) for c in found if c not in COMMANDS}
     return {code: c for code, c in plain.items() if len(c) == 1}
 
 
@@ -76,6 +76,8 @@ def _character(c: str) -> str:
     """ASCII for a digit of another script, a fraction, a letter of another font or width; else the character."""
     if c.isascii():
         return c
+    if unicodedata.category(c) == "Cf":  # the direction of text, a soft hyphen
+        return ""
     if (digit := unicodedata.decimal(c, None)) is not None:
         return str(digit)
     form = unicodedata.normalize("NFKC", c)
@@ -118,3 +120,47 @@ def without_markdown(text: str) -> str:
             break
         text = bare
     return text
+
+
+_FONT = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|up|sc|normal)?|mbox|hbox|math(?:rm|bf|it|sf|tt|normal)|boldsymbol|bm)\s*\{"
+)
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_ONE_WORD = re.compile(r"\\(?:text|mbox|hbox)[a-z]*\s*\{\s*[A-Za-z]{2,}\s*\}")  # it stays a word, no product of letters
+# In a unit: spaces, powers, °C, µm, kΩ.
+_OF_UNITS = re.compile(
+    r"\\[,;:! ]|\\cdot(?![A-Za-z])|\^\{?-?[0-9]+\}?|\^\\circ ?|\\mu (?=[A-Za-z])|(?<=[A-Za-z])\\Omega(?![A-Za-z])"
+)
+_NO_FORMULA = re.compile(r"[^{}\\$0-9]*")
+_TWO_LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2}")
+
+
+def without_fonts(text: str) -> str:
+    r"""\mathbf{\frac34} as {\frac34}, or as \frac34 if it is the whole text. A font of words or of a unit stays."""
+    for m in reversed(list(_FONT.finditer(text))):  # those inside others first
+        end = _closing(text, m.end())
+        if end is None:
+            continue
+        inside = text[m.end() : end]
+        if m.start() == 0 and end == len(text) - 1:
+            return text if _ONE_WORD.fullmatch(text) else inside.strip()
+        if _is_formula(inside):
+            text = text[: m.start()] + "{" + inside.strip("$ ") + "}" + text[end + 1 :]
+    return text
+
+
+def _closing(text: str, at: int) -> int | None:
+    """Where the brace closes that opens before a place."""
+    depth = 1
+    for brace in _BRACE.finditer(text, at):
+        depth += (brace[0] == "{") - (brace[0] == "}")
+        if depth == 0:
+            return brace.start()
+    return None
+
+
+def _is_formula(inside: str) -> bool:
+    """Does a font hold a formula, neither words nor a unit?"""
+    bare = _OF_UNITS.sub("", inside)
+    words = _NO_FORMULA.fullmatch(bare) or _TWO_LETTERS.search(re.sub(r"\\[a-z]+\s*\{[^{}]*\}", "", inside))
+    return not words and inside.strip("$ ").count("$") == 0

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from rl_likelihood.grading.tokens import Unreadable, is_variable
-from rl_likelihood.grading.tree import CONSTANTS, Node
+from rl_likelihood.grading.tree import CONSTANTS, Node, symbols
 
 WHOLE_POINTS = range(100, 108)  # where symbols stand for whole numbers, for formulas with factorials
 _BITS = 60_000  # of the largest rational
@@ -73,7 +73,8 @@ def evaluate(node: Node, k: int = 0, mp=None) -> Any:
             pass
     if mp is None:
         raise Irrational
-    value = _digits(name, [mp.convert(value) for value in values], mp)
+    digits = [mp.convert(value) for value in values]
+    value = _real_power(*digits, values[1], mp) if _is_odd_root(node, values) else _digits(name, digits, mp)
     if not mp.isfinite(value):
         raise Undefined
     if value != 0 and abs(mp.mag(value)) > _MAGNITUDE:
@@ -95,9 +96,11 @@ def _applied(node: Node, k: int) -> Fraction:
     """f(2), of a function that is not known: some number, the same for the same argument."""
     name, *arguments = node.parts
     try:
-        return _point(f"{name}({','.join(str(evaluate(a, k)) for a in arguments)})", k)
+        values = [evaluate(argument, k) for argument in arguments]
     except Irrational:
         raise Unreadable("an unknown function of an irrational number") from None
+    written = (f"{value.numerator:x}/{value.denominator:x}" for value in values)  # Python limits decimal digits
+    return _point(f"{name}({','.join(written)})", k)
 
 
 # ---------------------------------------------------------------------------------------- rationals
@@ -228,6 +231,18 @@ def _raised(base, exponent, mp) -> Any:
     if abs(exponent) * max(abs(mp.mag(base)), 1) > _MAGNITUDE:
         raise Unreadable("a large power")
     return mp.power(base, exponent)
+
+
+def _is_odd_root(node: Node, values: list) -> bool:
+    """Is it a power such as x^{2/3}, which is real for a negative x too? Not (-1)^{1/3}, nor a power of symbols."""
+    odd = node.kind == "pow" and isinstance(values[1], Fraction) and values[1].denominator % 2 == 1
+    return odd and values[1].denominator > 1 and bool(symbols(node.parts[0])) and not symbols(node.parts[1])
+
+
+def _real_power(base, exponent, exact: Fraction, mp) -> Any:
+    if mp.im(base) != 0 or mp.re(base) >= 0:
+        return _raised(base, exponent, mp)
+    return (-1) ** exact.numerator * _raised(-base, exponent, mp)
 
 
 def _root(value, index, mp) -> Any:

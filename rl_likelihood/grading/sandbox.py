@@ -211,7 +211,9 @@ def judge(check, calls, lines):
             raise Gone
         name, text = map(str, value)
         error = getattr(builtins, name, None)
-        is_error = isinstance(error, type) and issubclass(error, Exception) and not issubclass(error, UnicodeError)
+        # StopIteration would end the loop of a test early, as if it had passed.
+        others = UnicodeError, StopIteration, StopAsyncIteration
+        is_error = isinstance(error, type) and issubclass(error, Exception) and not issubclass(error, others)
         raise error(text) if is_error else Exception(f"{name}: {text}")
 
     kind, words = hear()

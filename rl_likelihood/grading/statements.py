@@ -179,7 +179,7 @@ class _Statements(Formulas):
                 self.at += 1
                 if braced:
                     self.expect("}")
-                out[-1] += f"^{minus}{power.value}"
+                out[-1] += f"^{minus}{power.text}"
             else:
                 return " ".join(out)
 

@@ -118,7 +118,7 @@ _WORDS = (
     r"|selected|chosen|finally|overall|in\s+conclusion|to\s+(?:the|this)\s+question)(?![0-9a-z'])"
 )
 _CHOOSE = (
-    r"(?:(?:it|that)'s|i\s+(?:think|believe)(?=\s+(?:it|the|that)\s)"
+    r"(?:(?:it|that)'s|i\s+(?:think|believe)(?=\s+(?:it|the|that)[\s'])"
     r"|(?:(?:i|we)(?:\s+would|\s+will|'d|'ll)?\s+)?(?:choose|select|pick|go\s+with))(?![0-9a-z])"
 )
 _LEAD = rf"(?!is\s)(?:(?:{_WORDS}|{_IS}(?![0-9a-z])|{_CHOOSE})(?:[\s,:=]|-(?![0-9]))*)*"
@@ -135,8 +135,10 @@ _RIGHT = re.compile(
 )
 # What may follow "the answer is B": one sentence, without words that could name or deny an option.
 _REASON = re.compile(
-    rf",?\s+(?:because|since)(?:(?!\b(?:{_KIND}|right|correct|true|false|wrong|not|actually|choose|select|pick)\b)[^.!?;:])+"
+    rf",?\s+(?:because|since)(?:(?!\b(?:{_KIND}|right|correct|true|false|wrong|not|actually|choose|select|pick|[b-j])\b)"
+    r"[^.!?;:])+"
 )
+_NUMBER_ALONE = re.compile(r"\b[0-9]{1,2}\b")
 _STATED = re.compile(rf"{_KIND}\s+{_IS}\s")
 _STOP = re.compile(r"[.!;,:)\]\s]*")
 _FONTS = re.compile(
@@ -170,7 +172,7 @@ def choice(text: str, own: str = "", numbered: bool = False) -> int | None:
         right = _RIGHT.match(head, end)
         end = right.end() if right else end
         reason = _REASON.match(head, end) if _STATED.search(m[0]) else None
-        end = reason.end() if reason else end
+        end = reason.end() if reason and not (numbered and _NUMBER_ALONE.search(reason[0])) else end
         at = _STOP.match(head, end).end()
         if at == end < len(head):  # "Bx"
             return None

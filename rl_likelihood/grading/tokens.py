@@ -81,9 +81,13 @@ _ELLIPSIS = re.compile(r"\s*(?:\.\.\.|\\[lc]?dots(?![A-Za-z]))")
 _CYCLE = re.compile(r"(?P<block>[0-9]{1,12}?)(?P=block)+$")
 _EXPONENT = re.compile(r"[eE](?P<power>[-+]?[0-9]{1,4})(?![0-9A-Za-z])")
 _BASE = re.compile(r"(?:\s*_\s*|\s+base\s+)(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?P<bare>[0-9]{1,3}))")
+_PRIME = re.compile(r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![A-Za-z]))")
+_POWER = re.compile(r"\^\{(-?[0-9]+)\}")
 # The base of a logarithm in plain text is a whole number: log10(5), log_12(5); \log_12 5 has base 1.
 _LOGARITHM = re.compile(r"(?<![\\A-Za-z])log(?:_(?=[0-9])|(?=[0-9]+\())(?P<base>[0-9]+)")
-_BRACKETED = re.compile(r"(?<![\w)])(?:\\left\s*)?\(\s*(?P<digits>[0-9]+)\s*(?:\\right\s*)?\)(?=\s*_\s*\{?\s*[0-9])")
+_BRACKETED = re.compile(
+    r"(?<![\w)])(?:\\left\s*)?\(\s*(?P<digits>[0-9]+(?:\.[0-9]+)?)\s*(?:\\right\s*)?\)(?=\s*_\s*\{?\s*[0-9])"
+)
 # ]0, 1[ is (0, 1).
 _OUTER = r"(?<!sqrt)(?<!surd)\["
 _FRENCH = re.compile(
@@ -101,14 +105,15 @@ _SCANNER = re.compile(
     r"|(?P<space>\s+|\\[!,;:> ]|(?<=[^~])~(?!~)|\\left\s*\.|\\right\s*\."
     rf"|\\hspace\*?\s*\{{\s*-?[0-9.]+\s*[a-z]{{2}}\s*\}}|\\(?:text)?color\s*\{{\s*(?:{_COLOURS})\s*\}})"
     r"|\\(?P<edge>begin|end)\s*\{\s*(?P<env>[A-Za-z]*matrix|array)\*?\s*\}(?:\s*\{[lcr| ]+\})?"
-    rf"|\\(?:{'|'.join(_TEXTS)})\s*\{{(?P<text>[^{{}}]*)\}}"
+    r"|\\(?:text|mathrm)\s*\{\s*(?P<ohms>[kM])\s*(?:\}\s*\\Omega(?![A-Za-z])|\\Omega\s*\})"
+    rf"|\\(?:{'|'.join(_TEXTS)})\s*\{{(?P<text>(?:[^{{}}]|\^\{{-?[0-9]+\}})*)\}}"
     rf"|(?:\\(?P<font>{'|'.join(_FONTS)})\s*\{{|\{{\s*\\(?P<upright>rm)(?![A-Za-z]))\s*"
     r"(?P<letters>(?:[^{}\\]|\\[,;:! ]|\\cdot(?![A-Za-z])|\^\{-?[0-9]+\})*)\}"
     r"|\\mu\s*\\(?:text|mathrm)\s*\{\s*(?P<micro>[smgFHAVW])\s*\}"
     r"|\\(?P<bold>mathbf|boldsymbol|bm|vec|hat|mathbb|mathcal|overrightarrow|overline|bar)\s*"
     r"(?:\{\s*(?P<bolded>[A-Za-z]{1,4})\s*\}|\s(?P<bolded1>[A-Za-z])(?![A-Za-z]))"
-    r"|\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))(?P<degree>)"
-    r"|\\(?P<command>[A-Za-z]+)"
+    r"|\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z])|(?<=[0-9]\^)o(?![A-Za-z]))(?P<degree>)"
+    r"|\\(?P<command>[A-Za-z]+)|(?P<dots>\.\.\.)(?!\.)"
     r"|\\(?P<escaped>[{}$%&#|])"
     r"|(?P<clock>[ap]\.\s?m(?![A-Za-z])\.?)"
     r"|(?P<run>[A-Za-z]+)"
@@ -121,6 +126,7 @@ def tokens(text: str, letters: bool = False) -> list[Token]:
 
     `letters`: reads mg in 2mg as a product and no unit, and sinx as a function of x and no word.
     """
+    text = _PRIME.sub("'", text)
     text = _FRENCH.sub(_round, _BRACKETED.sub(r"\g<digits>", _LOGARITHM.sub(r"log_{\g<base>}", text)))
     out: list[Token] = []
     brackets: list[bool] = []  # for each open bracket: is a comma in it one between entries?
@@ -240,8 +246,8 @@ def _token(m: re.Match[str]) -> list[Token]:
     if m["letters"] is not None:
         letters = re.sub(r"\\[,;:! ]", " ", re.sub("[{}]", "", m["letters"].replace(r"\cdot", "*")))
         return _letters(letters.strip(), m["font"] == "mathrm" or bool(m["upright"]))
-    if m["micro"]:
-        return [Token("word", "u" + m["micro"])]
+    if m["micro"] or m["ohms"]:
+        return [Token("word", "u" + m["micro"] if m["micro"] else m["ohms"] + "Omega")]
     if m["bold"]:
         return [Token("name", f"{_SAME.get(m['bold'], m['bold'])} {m['bolded'] or m['bolded1']}")]
     if m["degree"] is not None:
@@ -251,6 +257,8 @@ def _token(m: re.Match[str]) -> list[Token]:
             return []
         name = _SAME.get(m["command"], m["command"])
         return [Token("command" if name.isalpha() else "op", name)]
+    if m["dots"]:
+        return [Token("command", "ldots")]
     if m["clock"]:
         return [Token("word", m["clock"].replace(" ", "").lower())]
     if m["escaped"]:
@@ -262,13 +270,14 @@ def _token(m: re.Match[str]) -> list[Token]:
 
 def words(text: str) -> list[Token]:
     """The content of \\text{}: one token of kind word; nothing for white space alone."""
+    text = _POWER.sub(r"^\1", text.replace(r"^\circ", "degree "))
     text = " ".join(text.replace("~", " ").replace("\\ ", " ").split())
     if text.strip(" .,") in ("and", "or"):
         return [Token("op", text.strip(" .,"))]
     if text == ",":
         return [Token("op", ",")]
-    if text == "mod":
-        return [Token("command", text)]
+    if text == "mod" or (text in _PLAIN and text not in (*UNITS, "max", "min")):  # \\text{arctan}
+        return [Token("command", _PLAIN.get(text, text))]
     return [Token("word", text)] if text else []
 
 

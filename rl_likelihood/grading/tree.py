@@ -1,6 +1,6 @@
 """What a formula is once it is read: a tree of nodes, and the few ways in which trees are made."""
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -119,3 +119,17 @@ def in_radians(node: Node) -> Node:
     if node.kind in ("add", "mul", "div", "neg"):
         return Node(node.kind, tuple(map(in_radians, node.parts)))
     return node
+
+
+def has_sign(node: Node) -> bool:
+    return node.kind == "pm" or any(map(has_sign, parts_of(node)))
+
+
+def replaced(part: Any, kinds: Sequence[str], change: Callable[[Node], Node]) -> Any:
+    """A node, or a part of one, with what `change` makes of the first part of each node of these kinds in its place."""
+    if not isinstance(part, tuple):
+        return part
+    if not isinstance(part, Node):
+        return tuple(replaced(p, kinds, change) for p in part)
+    inner = replaced(part.parts, kinds, change)
+    return change(inner[0]) if part.kind in kinds else Node(part.kind, inner)

@@ -19,7 +19,7 @@ kJ kilojoule; MJ megajoule; eV; keV; MeV; cal calorie; kcal kilocalorie; W watt;
 MW megawatt; mW milliwatt; V volt; A ampere amp; ohm Omega; F farad; Hz hertz; kHz kilohertz; MHz megahertz;
 GHz gigahertz; dB decibel; dBm; dBi; bps; kbps Kbps; Mbps; Gbps; bit; kbit; Mbit; Gbit; byte; kB KB; MB; GB;
 Erlang erlang; packet; symbol; sample; K kelvin; Pa pascal; kPa kilopascal; MPa megapascal; GPa gigapascal;
-atm atmosphere; mol mole; unit; C Celsius; Fahrenheit;
+kOmega kilohm kiloohm; MOmega megohm megaohm; atm atmosphere; mol mole; unit; C Celsius; Fahrenheit;
 am a.m. AM A.M. a.m; pm p.m. PM P.M. p.m
 """
 _COMPOUND = {"mph": "mile / h", "kph": "km / h"}
@@ -108,3 +108,23 @@ def _unit(words: list[str]) -> tuple[str, list[str]]:
     if rest and rest[0] in _AFTER and not power:
         power, rest = _AFTER[rest[0]], rest[1:]
     return name + power, rest
+
+
+def plain(words: str) -> str:
+    """Words without article and case, but for single letters and up to three capitals, which are symbols: A, AB."""
+
+    def bare(word: str) -> str:
+        return word if len(word) == 1 or (word.isupper() and len(word) <= 3) else word.casefold()
+
+    said = [bare(word) for word in words.strip(" .").split()]
+    said = said[1:] if len(said) > 1 and said[0] in ("a", "an", "the") and len(said[1]) > 1 else said
+    return " ".join("solution" if word == "solutions" else word for word in said)
+
+
+def same_words(words: str, others: str) -> bool:
+    """The same but for case, a full stop, and singular or plural: 5 ways, 5 Way."""
+    pairs = plain(words).split(), plain(others).split()
+    return len(pairs[0]) == len(pairs[1]) and all(
+        word == other or (min(len(word), len(other)) > 2 and (word == _plural(other) or other == _plural(word)))
+        for word, other in zip(*pairs, strict=True)
+    )

@@ -171,11 +171,13 @@ def _pairs(a: Node, b: Node, points: Sequence[int], digits: int) -> list[tuple]:
 
 
 def _same_digits(a: Node, b: Node, points: Sequence[int]) -> bool:
-    """At the points where both are real; where they nowhere are, at all."""
+    """At the points where both are real; where they nowhere are, at all. b must be real wherever a is."""
     size = max(_size(node, k) for node in (a, b) for k in points)
     for quick in (True, False):
         digits = _QUICK if quick else _enough(size, (a, b), points)
         pairs = _pairs(a, b, points, digits)
+        if any(_real(x) and not _real(y) for _, x, y in pairs):  # ln x for ln |x|
+            return False
         real = [(k, x, y) for k, x, y in pairs if _real(x) and _real(y)]
         if not pairs or not all(_zero(x - y, digits, size) for _, x, y in real or pairs):
             return False

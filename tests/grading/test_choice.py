@@ -82,6 +82,7 @@ B, as c is right|B because (c) is right|B as the answer is c|B is right. Answer:
 \\overline{B}|B'|B?|not B|B is not right|The answer is not B|B is the wrong answer|B.2|B2|-B|!B|B^c|B: C|B (C)|B > C
 Is it B|B is the best answer of the worst|Anything but B|I would not choose B|B isn't right|B is right, C is right
 The answer is B because C is right|The answer is B since it is not A|The answer is B because it is small. Actually C
+The answer is B because it is D|The answer is B because A and C are too small.|I think it's not B
 The answer is B because option C is small|The answer is B because|The answer is B because of x: C|It is B because of C
 B (incorrect)|B (wrong)|B, the wrong answer|Only B is wrong|Not only B is right|The least appropriate answer is B
 The answer to the question is not B|The incorrect one is B|We do not choose B|B (correct) C|that would not be B
@@ -98,7 +99,8 @@ IS_B = (
     """
 I'd choose B|I'll go with B|Definitely B|It must be B|(B|B)|Ans: B|Answer - B|Answer = B|b|[B]|'B'|"B"
 The answer is (B).|Option B|choice B|**B** is right|B is the correct option.|So the answer is B|B is right, so (B)
-The answer is B because A and C are too small.|The correct answer is (B), since 5G has it|The option is B because of x
+The answer is B because a cell is small|I think it's B
+The correct answer is (B), since 5G has it|The option is B because of x
 It has to be B|ANSWER: B|Option B is correct. Answer: B|The right answer is definitely B|The correct choice must be B
 The most appropriate answer is B|The correct answer choice is B|The correct one is B|We choose B|that would be B
 B (correct)|B, the correct answer|The answer to the question is B|Only B is correct|### B
@@ -123,7 +125,8 @@ def test_a_bare_letter_is_named_and_nothing_else_is_said():
         (
             "option 2: 5G core",
             "B|b|2|2.|(2)|option 2|2. 5G core|B: 5g core|B (5G core)|the answer is B, 5G core.|"
-            "B - 5G core is right|choice B",
+            "B - 5G core is right|choice B|the answer is 2 because it has 5g",
+            "the answer is 2 because 3 is slow|"
             "C|3|-2|2.5|2/3|22|2 or 3|5G core|2. 4G|B. packets|B. 5G core, or C|B. 5G cores",
         ),
         ("option 4: Both (A) and (B)", "D|4|(D) Both (A) and (B)|D is right", "A|B|Both (A) and (B)"),

@@ -26,6 +26,7 @@ from rl_likelihood.grading.countdown import countdown, countdown_outcome, evalua
         ("2*-3", -6, [2, 3]),
         ("(1+2)\u00d73\u00f72\u22121\u00b74", Fraction(1, 2), [1, 2, 3, 2, 1, 4]),
         ("-(2+3)*4", -20, [2, 3, 4]),
+        ("\uff081\uff0b2\uff09\u22c53\u22174", 36, [1, 2, 3, 4]),
         ("+4", 4, [4]),
         ("007", 7, [7]),
         ("8/(3-8/3)", 24, [8, 3, 8, 3]),

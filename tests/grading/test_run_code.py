@@ -341,6 +341,10 @@ def test_tests_call_the_program_and_see_plain_data():
     raises = "def check(f):\n    try: f(1)\n    except ZeroDivisionError: return\n    assert False"
     assert run_program("def f(x): return x / 0", QUICK, Check("", raises, "f")).outcome is Outcome.PASSED
     assert run_program("def f(x): return x", QUICK, Check("", raises, "f")).outcome is Outcome.FAILED
+    early = "def check(f):\n    assert all(map(lambda x: f(x) == x, [1, 2]))"
+    for error in ("StopIteration", "StopAsyncIteration"):
+        stops = run_program(f"def f(x): raise {error}", QUICK, Check("", early, "f"))
+        assert stops.outcome is Outcome.FAILED, stops
     endless = "def f(x):\n    x = [x]; x.append(x)\n    return x"
     for program in ("def f(x): return iter([])", "f = 5", "def g(x): pass", endless):
         result = run_program(program, QUICK, CHECK)
