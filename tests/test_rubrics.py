@@ -221,13 +221,19 @@ def test_training_takes_what_a_filter_wrote_and_leaves_out_the_questions_without
         by_question = rubrics_of(again.rubric, kept)
         assert [by_question[q].criteria for q in kept] == [(good,), (good, fault)]
         assert "left out of training" in show([by_question[questions[0]]])
-        assert filter_rubrics(again, tmp_path)["questions"] == 2
+        assert filter_rubrics(again, tmp_path / "second")["questions"] == 2
         assert load(again)[0].data_line == task.data_line, "a second filter keeps the marks"
         with pytest.raises(UserError, match="rubric.path.*leaves out every"):
             write_rubrics(out["file"], [Rubric(q, "", ()) for q in questions])
             load(again)
         with pytest.raises(UserError, match="has -3 points.*rar"):
             filter_rubrics(config(url, c.rubric.path, rubric__aggregate="rar"), tmp_path)
+
+
+def test_a_filter_does_not_write_over_its_own_input(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="rubric.path is '.*link/rubrics.jsonl'.*another --workdir"):
+        filter_rubrics(config("http://nobody", tmp_path / "link" / "rubrics.jsonl"), tmp_path)
 
 
 @pytest.mark.parametrize("working", [True, False])
