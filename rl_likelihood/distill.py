@@ -67,7 +67,7 @@ def finder(c: Config, workdir: Path) -> Finder:
     task = with_all_positions(task)  # a teacher's chains may be longer than the model's own
     if "://" in d.teacher:
         settings = dataclasses.replace(c.judge, model=d.teacher, name=d.name)
-        endpoint = Endpoint(settings, cache_of(settings, workdir), "distill.teacher")
+        endpoint = Endpoint(settings, cache_of(settings, workdir), "distill.teacher", "distill.name")
         endpoint.refuse_unreachable()
         propose = http_proposer(endpoint, Drawing(d.temperature), task.fmt)
     else:

@@ -143,6 +143,15 @@ def test_vectors_come_from_the_writers_address(tmp_path):
     for retriever, model, words in (("http", "nano", "no address"), ("decoder", url, "is an address")):
         with pytest.raises(UserError, match=words):
             writer_of(config(model, "x", rubric__retriever=retriever), tmp_path)
+    with pytest.raises(UserError, match="rubric.writer is an address, but rubric.writer_name is empty"):
+        writer_of(build(small_config(rubric__writer="http://h/v1")), tmp_path)
+
+
+def test_a_question_without_a_rubric_is_refused_before_weights_are_read(tmp_path):
+    write_rubrics(tmp_path / "r.jsonl", SEEDS)
+    c = config("http://h/v1", tmp_path / "r.jsonl", model__preset="", model__path=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no rubric for 10 of 10 training questions"):
+        load(c)
 
 
 def test_a_local_model_writes_and_makes_vectors(tmp_path):

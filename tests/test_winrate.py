@@ -199,6 +199,11 @@ def test_the_command_refuses_a_judge_of_random_weights(tmp_path):
     save_head(tmp_path / "judge", ValueHead(np.ones(model.width, np.float32), np.float32(0)), 1.0)
     told = subprocess.run([*command, "--task=A story."], capture_output=True, text=True)
     assert told.returncode == 2 and "--task is 'A story.', but --judge is a reward model" in told.stderr
+    unnamed = subprocess.run([*command, "--judge=http://127.0.0.1:1/v1"], capture_output=True, text=True)
+    assert unnamed.returncode == 2 and "--judge is an address, but --judge_name is empty" in unnamed.stderr
+    bare = write(tmp_path / "bare.jsonl", B)
+    untested = subprocess.run([*command, f"--a={bare}", "--judge=nowhere"], capture_output=True, text=True)
+    assert untested.returncode == 2 and "have no reference answers" in untested.stderr
     missing = subprocess.run(command[:-1], capture_output=True, text=True)
     assert missing.returncode == 2 and "--judge is missing" in missing.stderr
 

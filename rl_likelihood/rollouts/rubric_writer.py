@@ -113,8 +113,8 @@ def writer_of(c: Config, workdir: Path) -> tuple[Write, Embed | None]:
 
 def _remote(c: Config, workdir: Path, url: str) -> tuple[Write, Embed | None]:
     settings = dataclasses.replace(c.judge, model=url, name=c.rubric.writer_name or c.judge.name)
-    field = "rubric.writer" if c.rubric.writer else "judge.model"
-    endpoint = Endpoint(settings, cache_of(c.judge, workdir), field)
+    fields = ("rubric.writer", "rubric.writer_name") if c.rubric.writer else ("judge.model", "judge.name")
+    endpoint = Endpoint(settings, cache_of(c.judge, workdir), *fields)
     endpoint.refuse_unreachable()
 
     def write(messages: Sequence[str]) -> list[str | None]:

@@ -9,6 +9,7 @@ from rl_likelihood.data.judged_text import JudgeSettings
 from rl_likelihood.errors import UserError
 from rl_likelihood.rollouts.endpoint import Endpoint
 from rl_likelihood.rollouts.judges import form_for
+from rl_likelihood.rollouts.local_judge import HEAD, load_head
 from rl_likelihood.training.dry_run import dry_run
 from tests.runs import small_config
 from tests.servers import serving
@@ -72,3 +73,9 @@ def test_a_refused_key_is_named_though_the_server_says_it_in_a_broken_encoding(m
         pytest.raises(UserError, match="refuses the key .status 401"),
     ):
         endpoint.refuse_unreachable()
+
+
+def test_a_broken_head_is_written_again_without_training(tmp_path):
+    (tmp_path / HEAD).write_bytes(b"broken")
+    with pytest.raises(UserError, match=f"{HEAD}: cannot be read.*reward_model with --evaluate"):
+        load_head(tmp_path)
