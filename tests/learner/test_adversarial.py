@@ -148,6 +148,8 @@ def test_a_critic_of_labels_learns_by_its_expected_reward_and_pays_for_its_mista
     close(rows["reward"], policy + 0.6 * tie_after)
     assert out["critic/tie"] == pytest.approx(tie_after.mean(), abs=1e-5)
     assert out["critic/first_bias"] == pytest.approx((signs * (after - policy)).mean(), abs=1e-5)
+    again, _, _ = stepped(critic, BATCH.replace(host_rewards={}, compared=pairs), make_mesh((2, 2, 2)))
+    close((again.params, again.critic.params), (state.params, state.critic.params))
 
 
 def told(keep):
