@@ -154,7 +154,7 @@ def test_a_question_without_a_rubric_is_refused_before_weights_are_read(tmp_path
         load(c)
 
 
-def test_a_local_model_writes_and_makes_vectors(tmp_path):
+def test_a_local_model_writes_and_makes_vectors(tmp_path, capsys):
     """Of random weights: no rubric can be read in its replies, which are counted."""
     model, scorer = random_model("nano"), tmp_path / "model"
     files.save(scorer, model, random_params(model))
@@ -164,7 +164,9 @@ def test_a_local_model_writes_and_makes_vectors(tmp_path):
     c = config(str(scorer), tmp_path / "rubrics.jsonl", data__train_size=3, rubric__cases=1, rubric__pool=1, **more)
     assert make(c, tmp_path) == {"rubrics": 0, "made": 0, "failed": 3}
     write, vectors = writer_of(c, tmp_path)
+    assert "too long" not in capsys.readouterr().out
     assert write(["Hi", "x" * 5000])[1] is None and isinstance(write(["Hi"])[0], str)
+    assert "too long for its 2048 positions for 1 question; lower rubric.cases" in capsys.readouterr().out
     assert vectors(["one", "two"]).shape[0] == 2
 
 
