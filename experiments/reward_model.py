@@ -63,7 +63,7 @@ class Model:
         for row, group in zip(rows, texts, strict=True):
             judged = judged_text.encode(reader, [row.prompt], [group]).judged
             longest, widest = max(longest, judged.prompt_length.max()), max(widest, judged.row_length.max())
-        widest += len(form.pieces) * len(form.pieces[1:])  # a row's answers have equal shares of its width
+        widest += len(form.pieces) * len(form.pieces[1:])  # slack
         return dataclasses.replace(reader, max_prompt=int(longest), max_row=int(widest))
 
     def asked(self, form: Form, rows: Sequence[Comparison], texts: Sequence[Sequence[tuple[str, ...]]]) -> np.ndarray:

@@ -69,7 +69,7 @@ def finder(c: Config, workdir: Path) -> Finder:
     failed = lambda: ""
     if "://" in d.teacher:
         settings = dataclasses.replace(c.judge, model=d.teacher, name=d.name)
-        endpoint = Endpoint(settings, cache_of(settings, workdir), "distill.teacher")
+        endpoint = Endpoint(settings, cache_of(settings, workdir), "distill.teacher", "distill.name")
         distributed.by_first(endpoint.refuse_unreachable)
         failed = endpoint.failed
         propose = http_proposer(endpoint, Drawing(d.temperature), task.fmt)

@@ -105,7 +105,7 @@ def proposer_of(task: Task, params: Params, devices: Devices, workdir: Path) -> 
         if c.reer.ask == "resample":
             raise UserError(f"reer.ask is 'resample', which continues a reply, but {name} only chats; set it to edit")
         settings = dataclasses.replace(c.judge, model=name, name=c.reer.proposer_name)
-        endpoint = Endpoint(settings, cache_of(settings, workdir), "reer.proposer")
+        endpoint = Endpoint(settings, cache_of(settings, workdir), "reer.proposer", "reer.proposer_name")
         distributed.by_first(endpoint.refuse_unreachable)
         return http_proposer(endpoint, drawing), endpoint.failed
     proposer_task, weights = with_model(task, "reer.proposer", devices.learner) if name else (task, params)

@@ -29,6 +29,7 @@ from rl_likelihood.data.byte_tokenizer import BYTES
 from rl_likelihood.data.judged_text import SCORE, Reader, question_of
 from rl_likelihood.data.order import order
 from rl_likelihood.data.pairs import Comparison
+from rl_likelihood.datasets import sources
 from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation import preference
 from rl_likelihood.evaluation.preference import Scored
@@ -105,11 +106,13 @@ def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:
     if load_head(str(workdir)) is None:
         raise UserError(f"{workdir} holds no reward model; leave --best_of out to train one")
     described = str(workdir), SCORE, c.judge.max_prompt, c.judge.max_row, c.judge.template
-    reader_of(*described)  # refuses before weights are read
+    reader, _ = reader_of(*described)
+    prompt = sources.resolve_prompt(c.prompt, c.data, c.worked_examples)
+    heldout = sources.load(c.data, False, prompt.shots)[1]
+    judged_text.refuse_long(reader, [question_of(e) for e in heldout])  # before weights are read
     devices = make_devices(c)
     task, params = load(c, training=False, mesh=devices.learner)
     judge = local_judge(*described)
-    judged_text.refuse_long(judge.reader, [question_of(row.example) for row in task.heldout])
     proxy, gold, answered, cut = [], [], [], 0
     asked = task.heldout[: c.eval.prompts]
     with grader_pool(c) as pool, Progress("answered", len(asked), "questions", say) as progress:

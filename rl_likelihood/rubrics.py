@@ -5,7 +5,8 @@ The config sets reward.name=rubric, a judge, and rubric.path, the file of rubric
 the most similar questions and criteria of rubric.seeds. The same command resumes.
 --filter: the config's model answers each question, and the judge decides which criteria are met. Criteria that too few
 or too many answers meet do not separate answers; the others are written to DIR/rubrics.jsonl. A question that keeps no
-usable rubric is marked there, and training leaves it out. Rubrics of other questions are copied there unchanged.
+usable rubric is marked there, and training leaves it out. Rubrics of questions that are not in this run keep all their
+criteria.
 --show: prints the rubrics of the first questions.
 """
 
@@ -69,7 +70,9 @@ def make(c: Config, workdir: Path) -> dict[str, Any]:
 
 def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
     """Judges answers of the config's model, and writes the criteria that separate answers."""
-    aggregate = c.rubric.aggregate
+    aggregate, path = c.rubric.aggregate, workdir / FILE
+    if path.resolve() == Path(c.rubric.path).resolve():
+        raise UserError(f"rubric.path is {c.rubric.path!r}, which --filter would overwrite; give another --workdir")
     rubrics.refuse(rubrics.read_rubrics(c.rubric.path), aggregate)
     c = dataclasses.replace(c, rubric=dataclasses.replace(c.rubric, aggregate="signed"))  # only the file's criteria
     judges.refuse_judge(c, workdir)
@@ -100,7 +103,6 @@ def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
     left_out += [rubric for rubric in by_question.values() if not rubric.criteria]  # an earlier filter's
     judged_prompts = {rubric.prompt for rubric in filtered}
     not_judged = [r for r in by_question.values() if r.criteria and r.prompt not in judged_prompts]
-    path = workdir / FILE
     rubrics.write_rubrics(path, [*useful, *left_out, *not_judged])
     counts = {"criteria": criteria_before, "criteria_kept": sum(len(r.criteria) for r in useful)}
     counts |= {"failures": failures, "cut": cut}

@@ -18,7 +18,7 @@ from rl_likelihood.data.extra_ids import with_alternatives, with_shown
 from rl_likelihood.data.given_chains import fitting_chains
 from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.prompts import EncodedExample
-from rl_likelihood.data.rubrics import read_rubrics
+from rl_likelihood.data.rubrics import by_question
 from rl_likelihood.data.token_ids import all_begin_with, common_ids
 from rl_likelihood.datasets import sources
 from rl_likelihood.errors import UserError
@@ -292,8 +292,10 @@ def load(
 
 
 def _with_rubrics(train: list[Example], c: Config) -> tuple[list[Example], list[str]]:
-    """(the questions that rubric.path does not leave out, descriptions of those that it does)."""
-    left_out = {rubric.prompt for rubric in read_rubrics(c.rubric.path) if not rubric.criteria}
+    """(the questions that rubric.path does not leave out, descriptions of those that it does). UserError if it has no
+    rubric for a question."""
+    rubrics = by_question(c.rubric.path, [question_of(e) for e in train])
+    left_out = {question for question, rubric in rubrics.items() if not rubric.criteria}
     others = [e for e in train if question_of(e) not in left_out]
     if not others:
         raise UserError(f"rubric.path is {c.rubric.path!r}, which leaves out every training question; give rubrics")

@@ -60,13 +60,17 @@ def both_orders(
     )
 
 
-def calibrate(compare: Compare, rows: Sequence[Answered]) -> dict[str, Any]:
-    """How often the judge prefers a reference answer to another question's reference, and to its own first half."""
-    rows = [row for row in rows if row.reference.strip()]
-    if len({row.reference for row in rows}) < 2:
+def refuse_no_references(pairs: Sequence[tuple[Answered, Answered]]) -> None:
+    """UserError if there are no two reference answers to measure the judge with."""
+    if len({x.reference or y.reference for x, y in pairs if (x.reference or y.reference).strip()}) < 2:
         raise UserError(
             "--a and --b have no reference answers to measure the judge with; give one of them a field reference"
         )
+
+
+def calibrate(compare: Compare, rows: Sequence[Answered]) -> dict[str, Any]:
+    """How often the judge prefers a reference answer to another question's reference, and to its own first half."""
+    rows = [row for row in rows if row.reference.strip()]
     questions, references = [row.prompt for row in rows], [row.reference for row in rows]
     out: dict[str, Any] = {}
     for name, losers in (("shuffled", shuffled(references)), ("truncated", [truncated(r) for r in references])):
@@ -130,10 +134,11 @@ def main() -> None:
     for name, example in (("a", "runs/first"), ("b", "runs/second"), ("judge", "smollm2-135m-instruct")):
         required(name, example)
     a, b = (read_answers(values[name].value, name) for name in ("a", "b"))
+    refuse_no_references(common(a, b))
     form = BETTER.after(values.task)
     if "://" in values.judge:
         settings = JudgeSettings(values.judge, name=values.judge_name, max_calls=values.max_calls)
-        endpoint = Endpoint(settings, values.cache or ":memory:", "--judge", "--")
+        endpoint = Endpoint(settings, values.cache or ":memory:", "--judge", "--judge_name", "--")
         out = measured_by_server(HttpJudge(endpoint, form), a, b)
     else:
         described = (values.judge, form, values.max_prompt, values.max_row, values.template, NAMES)

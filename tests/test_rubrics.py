@@ -143,9 +143,18 @@ def test_vectors_come_from_the_writers_address(tmp_path):
     for retriever, model, words in (("http", "nano", "no address"), ("decoder", url, "is an address")):
         with pytest.raises(UserError, match=words):
             writer_of(config(model, "x", rubric__retriever=retriever), tmp_path)
+    with pytest.raises(UserError, match="rubric.writer is an address, but rubric.writer_name is empty"):
+        writer_of(build(small_config(rubric__writer="http://h/v1")), tmp_path)
 
 
-def test_a_local_model_writes_and_makes_vectors(tmp_path):
+def test_a_question_without_a_rubric_is_refused_before_weights_are_read(tmp_path):
+    write_rubrics(tmp_path / "r.jsonl", SEEDS)
+    c = config("http://h/v1", tmp_path / "r.jsonl", model__preset="", model__path=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no rubric for 10 of 10 training questions"):
+        load(c)
+
+
+def test_a_local_model_writes_and_makes_vectors(tmp_path, capsys):
     """Of random weights: no rubric can be read in its replies, which are counted."""
     model, scorer = random_model("nano"), tmp_path / "model"
     files.save(scorer, model, random_params(model))
@@ -155,7 +164,9 @@ def test_a_local_model_writes_and_makes_vectors(tmp_path):
     c = config(str(scorer), tmp_path / "rubrics.jsonl", data__train_size=3, rubric__cases=1, rubric__pool=1, **more)
     assert make(c, tmp_path) == {"rubrics": 0, "made": 0, "failed": 3}
     write, vectors = writer_of(c, tmp_path)
+    assert "too long" not in capsys.readouterr().out
     assert write(["Hi", "x" * 5000])[1] is None and isinstance(write(["Hi"])[0], str)
+    assert "too long for its 2048 positions for 1 question; lower rubric.cases" in capsys.readouterr().out
     assert vectors(["one", "two"]).shape[0] == 2
 
 
@@ -221,13 +232,19 @@ def test_training_takes_what_a_filter_wrote_and_leaves_out_the_questions_without
         by_question = rubrics_of(again.rubric, kept)
         assert [by_question[q].criteria for q in kept] == [(good,), (good, fault)]
         assert "left out of training" in show([by_question[questions[0]]])
-        assert filter_rubrics(again, tmp_path)["questions"] == 2
+        assert filter_rubrics(again, tmp_path / "second")["questions"] == 2
         assert load(again)[0].data_line == task.data_line, "a second filter keeps the marks"
         with pytest.raises(UserError, match="rubric.path.*leaves out every"):
             write_rubrics(out["file"], [Rubric(q, "", ()) for q in questions])
             load(again)
         with pytest.raises(UserError, match="has -3 points.*rar"):
             filter_rubrics(config(url, c.rubric.path, rubric__aggregate="rar"), tmp_path)
+
+
+def test_a_filter_does_not_write_over_its_own_input(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="rubric.path is '.*link/rubrics.jsonl'.*another --workdir"):
+        filter_rubrics(config("http://nobody", tmp_path / "link" / "rubrics.jsonl"), tmp_path)
 
 
 @pytest.mark.parametrize("working", [True, False])

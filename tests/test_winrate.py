@@ -23,6 +23,8 @@ from rl_likelihood.run_model import random_model
 from rl_likelihood.task import random_key
 from rl_likelihood.weights import files
 from rl_likelihood.winrate import calibrate, measured, measured_by_server
+from tests.commands import command
+from tests.runs import config_file
 from tests.servers import serving
 
 QUESTIONS = [f"What is {n} + {n}?" for n in range(30)]
@@ -197,6 +199,11 @@ def test_the_command_refuses_a_judge_of_random_weights(tmp_path):
     save_head(tmp_path / "judge", ValueHead(np.ones(model.width, np.float32), np.float32(0)), 1.0)
     told = subprocess.run([*command, "--task=A story."], capture_output=True, text=True)
     assert told.returncode == 2 and "--task is 'A story.', but --judge is a reward model" in told.stderr
+    unnamed = subprocess.run([*command, "--judge=http://127.0.0.1:1/v1"], capture_output=True, text=True)
+    assert unnamed.returncode == 2 and "--judge is an address, but --judge_name is empty" in unnamed.stderr
+    bare = write(tmp_path / "bare.jsonl", B)
+    untested = subprocess.run([*command, f"--a={bare}", "--judge=nowhere"], capture_output=True, text=True)
+    assert untested.returncode == 2 and "have no reference answers" in untested.stderr
     missing = subprocess.run(command[:-1], capture_output=True, text=True)
     assert missing.returncode == 2 and "--judge is missing" in missing.stderr
 
@@ -216,3 +223,34 @@ def test_limits_of_a_server_are_named_as_the_flags_are(tmp_path):
         assert "--max_calls is 3, and" in refusal(url, "--max_calls=3", f"--cache={tmp_path / 'new'}")
         (tmp_path / "broken").write_bytes(b"not a database, but long enough to be read as one" * 30)
         assert f"--cache is {tmp_path / 'broken'}" in refusal(url, f"--cache={tmp_path / 'broken'}")
+
+
+def test_a_run_against_the_outputs_of_a_baseline_as_alpacaeval_stores_them(tmp_path, monkeypatch):
+    """The commands of docs/judges.md. The judge's server prefers the baseline's output to any other text."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    outputs = {f"Describe the colour {n}.": f"colour {n} is warm" for n in range(8)}
+    rows = [{"instruction": q, "output": text, "generator": "base", "dataset": "x"} for q, text in outputs.items()]
+    (tmp_path / "baseline.json").write_text(json.dumps(rows))
+    data = {"data__source": "files", "data__prompt_column": "instruction", "data__answer_column": "output"}
+    data |= {f"data__{side}_path": str(tmp_path / "baseline.json") for side in ("train", "heldout")}
+    sizes = {"data__heldout_size": 8, "eval__prompts": 8, "eval__samples": 1, "prompt__max_answer": 24}
+    config = config_file(tmp_path, **data, **sizes)
+
+    def behave(handler, number, body):
+        text = body["messages"][0]["content"]
+        known = next(output for question, output in outputs.items() if question in text)
+        first, second = (part.partition(">>>")[0].strip() == known for part in text.split("<<<")[1:3])
+        verdict = "1" if first and not second else "2" if second and not first else "neither"
+        handler.reply(200, {"choices": [{"message": {"content": verdict}}]})
+
+    evaluated = command("evaluate", f"--config={config}", f"--out={tmp_path / 'run'}")
+    _, err = evaluated.communicate()
+    assert evaluated.returncode == 0, err
+    with serving(behave) as (url, _):
+        sides = [f"--a={tmp_path / 'run'}", f"--b={tmp_path / 'baseline.json'}", f"--out={tmp_path / 'out.jsonl'}"]
+        done = command("winrate", *sides, f"--judge={url}", "--judge_name=m", f"--cache={tmp_path / 'cache'}")
+        out, err = done.communicate()
+    assert done.returncode == 0, err
+    row = json.loads(out)
+    assert row["judge"]["shuffled"]["accuracy"] == row["judge"]["truncated"]["accuracy"] == 1
+    assert (row["win_rate"], row["prompts"], row["failures"]) == (0, 8, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rl_likelihood.errors import UserError
 from rl_likelihood.fields import refuse_others
+from rl_likelihood.learner.rows import CriticConfig
 from rl_likelihood.settings import Config
 
 
@@ -43,6 +44,10 @@ def validate_judge(c: Config) -> None:
         raise UserError(f"judge.normalise is {j.normalise!r}, which is only for reward_model; set it to none")
     if j.model == "initial" and j.where != "step":
         raise UserError("judge.model is 'initial', which is available only in the step; set judge.where=step")
+    if j.model == "initial" and j.template != "model":
+        raise UserError(
+            f"judge.template is {j.template!r}, but judge.model=initial has the run's own template; set prompt.template"
+        )
     if j.model == "initial" and c.lora.rank:
         raise UserError(f"judge.model is 'initial', but lora.rank is {c.lora.rank}; name another model")
     if j.model == "initial" and not c.step.with_reference:
@@ -77,7 +82,10 @@ def validate_adversarial(c: Config) -> None:
     """Refuse what does not go with a critic that learns beside the policy."""
     only = {"judge.model": "", "sampler.max_staleness": 0, "filter.resample": 0, "filter.mode": "none"}
     only |= {"reward.vote_train": 0, "posterior.share": 0}
-    only |= {"judge.where": "outside", "judge.normalise": "none", "rubric.path": ""}
+    only |= {"judge.where": "outside", "judge.normalise": "none", "judge.template": "model", "rubric.path": ""}
+    unused = {"head": ["tau_critic", "tau_policy", "critic_share"], "label": ["reward", "critic_share"]}
+    for name in unused.get(c.adversarial.form, ["reward"]):
+        only[f"adversarial.{name}"] = getattr(CriticConfig, name)  # its default
     if c.raro:
         only |= {"posterior.distill": 0, "adversarial.steps": 1}
         others = [t.name for t in c.reward.terms if t.name != "adversarial" and set(t.reward.reads) - {"chain"}]

@@ -60,7 +60,11 @@ class JudgeSettings:
     attempts: int = field(6, "attempts for one row on a server, including the first", least=1)
     max_calls: int = field(0, "limit on calls of a server over the whole run, for each process; 0: none", least=0)
     max_tokens: int = field(0, "limit on tokens of a server over the whole run, for each process; 0: none", least=0)
-    cache: str = field("", "file that stores a server's verdicts; empty: judge.sqlite in the workdir")
+    cache: str = field(
+        "",
+        "file that stores a server's verdicts; empty: judge.sqlite in the workdir, with several processes "
+        "0-judge.sqlite, 1-judge.sqlite, ...",
+    )
 
     @property
     def remote(self) -> bool:

@@ -7,6 +7,7 @@ With "rubrics": [] and "left_out": true, training leaves the question out.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import re
@@ -58,6 +59,22 @@ def read_rubrics(path: str, name: str = "rubric.path") -> list[Rubric]:
     if not rows:
         raise UserError(f"{name} is {path!r}, which has no rubrics; give it some")
     return rows
+
+
+def by_question(path: str, questions: Sequence[str]) -> dict[str, Rubric]:
+    """The rubrics of the file rubric.path by question. UserError if one of these questions has none, or one has two."""
+    rows = read_rubrics(path)
+    rubrics = {row.prompt: row for row in rows}
+    if len(rubrics) < len(rows):
+        twice = next(q for q, n in collections.Counter(row.prompt for row in rows).items() if n > 1)
+        raise UserError(f"rubric.path is {path!r}, which has two rubrics for {twice[:60]!r}; remove one")
+    missing = [question for question in questions if question not in rubrics]
+    if missing:
+        raise UserError(
+            f"rubric.path is {path!r}, which has no rubric for {len(missing)} of {len(questions)} training "
+            f"questions, such as {missing[0][:60]!r}; make them with python -m rl_likelihood.rubrics --make"
+        )
+    return rubrics
 
 
 def write_rubrics(path: str | Path, rubrics: Sequence[Rubric], before: bytes = b"") -> None:

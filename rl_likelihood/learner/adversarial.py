@@ -93,6 +93,6 @@ def update_critic(
         params = JudgeParams(state.params, state.opt_state.head)
         scores = scores_in_parts(params, Judge(NAME, model), batch.compared.judged, size)
         rewards = policy_reward(critic.reward, scores[:, 0], scores[:, 1:])
-    # A critic that diverged gives NaN, which reaches the loss and so ends the run.
+    # A critic that diverged gives NaN here, which ends the run (training/session.py).
     host_rewards = {**batch.host_rewards, NAME: jax.lax.stop_gradient(rewards)}
     return state, batch.replace(host_rewards=host_rewards, compared=None, replayed=None), metrics

@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Callable
 
 from rl_likelihood.grading.graders import GRADERS
+from rl_likelihood.learner.adversarial import NAME
 from rl_likelihood.report.metrics import success_of
 from rl_likelihood.rewards.reward import Term
 
@@ -82,8 +83,8 @@ class Alarms:
 
     @property
     def judged(self) -> list[str]:
-        """The metrics of a judge's rewards."""
-        return [f"reward/{t.name}" for t in self.terms if t.reward.judges_alone]
+        """The metrics of a judge's rewards. A critic is none: it learns, so its score does not measure progress."""
+        return [f"reward/{t.name}" for t in self.terms if t.reward.judges_alone and t.name != NAME]
 
     def moved(self, metric: str) -> float:
         """By how many standard errors the mean of the last WINDOW values is above that of as many before; 0 until there

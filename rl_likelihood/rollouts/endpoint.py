@@ -52,13 +52,18 @@ class NoReply(Exception):
 class Endpoint:
     """Sends requests to the server at `settings.model` and reads the replies. `failures` counts failed calls by kind.
 
-    `cache`: the file that stores the values of replies. For messages, `field`: the setting that gives the address;
-    `limits`: the prefix of the settings max_calls, max_tokens and cache. max_calls and max_tokens limit this process,
-    over the lifetime of the cache file.
+    `cache`: the file that stores the values of replies. For messages, `field` and `name`: the settings that give the
+    address and the model's name there; `limits`: the prefix of the settings max_calls, max_tokens and cache. max_calls
+    and max_tokens limit this process, over the lifetime of the cache file.
     """
 
     def __init__(
-        self, settings: JudgeSettings, cache: str = ":memory:", field: str = "judge.model", limits: str = "judge."
+        self,
+        settings: JudgeSettings,
+        cache: str = ":memory:",
+        field: str = "judge.model",
+        name: str = "judge.name",
+        limits: str = "judge.",
     ) -> None:
         self.settings, self.field, self.limits = settings, field, limits
         address, key_variable = settings.model, settings.key_variable
@@ -78,7 +83,7 @@ class Endpoint:
         if parts.userinfo:
             raise UserError(f"{field} has a key in its address; give it in the variable {key_variable}")
         if not settings.name:
-            raise UserError(f"{field} is an address, but the name of the model there is empty; set it")
+            raise UserError(f"{field} is an address, but {name} is empty; set it to the model's name there")
         self.httpx = httpx
         self.failures: collections.Counter[str] = collections.Counter()
         self._key = os.environ.get(key_variable, "").strip()

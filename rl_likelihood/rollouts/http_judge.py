@@ -13,6 +13,9 @@ from rl_likelihood.data.judged_text import Form, filled
 from rl_likelihood.rollouts.endpoint import Endpoint, message_of
 from rl_likelihood.rollouts.local_judge import Answers, Verdicts
 
+# Words of less probability say nothing: 'yes' alone among the listed tokens, with a log-prob of -17, is noise.
+LEAST_MASS = 0.01
+
 
 class HttpJudge:
     """Gives each row of text its expected value over the form's words (`probability`)."""
@@ -50,8 +53,8 @@ def probability(reply: Any, words: Sequence[str]) -> float | None:
     """The expected value of the reply, where the first word is worth 1, the last 0, and the others lie evenly between.
     With two words it is P(first word).
 
-    It comes from the log-probs of the reply's first token or, without log-probs, from its text. None if no word occurs,
-    or if the text has several.
+    It comes from the log-probs of the reply's first token. Without log-probs, or if the words together have less than
+    LEAST_MASS, it comes from the text. None if no word occurs there, or several.
     """
     try:
         choice = reply["choices"][0]
@@ -65,7 +68,7 @@ def probability(reply: Any, words: Sequence[str]) -> float | None:
         if token in mass:
             mass[token] += math.exp(logp)
     total = sum(mass.values())
-    if total > 0:
+    if total >= LEAST_MASS:
         return sum(worth[word] * p for word, p in mass.items()) / total
     text = text_of(reply) or ""
     words_in_text = [w for w in words if re.search(rf"\b{re.escape(w)}\b", text.casefold())]

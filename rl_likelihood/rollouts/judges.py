@@ -74,9 +74,11 @@ def refuse_judge(c: Config, workdir: Path) -> None:
             raise UserError(
                 f"judge.normalise is 'whiten', but {j.model} has no {HEAD} with its scores' spread; set it to none"
             )
+        _refuse_kind(c)
         reader_of(j.model, form_for(c), j.max_prompt, j.max_row, j.template)
-    elif c.model.path and checkpoint.latest_step(workdir) is None:
-        # Judged by the run's own model, or by the critic of adversarial training. A resumed run has a copy of it.
+    elif c.model.path and not c.raro and checkpoint.latest_step(workdir) is None:
+        # Judged by the run's own model, or by the critic of adversarial training. A resumed run has a copy of it. The
+        # form raro reads in the run's own prompt format (judge_of).
         reader_of(c.model.path, form_for(c), j.max_prompt, j.max_row, c.prompt.template, OWN)
 
 
@@ -136,19 +138,20 @@ def outside_judge(c: Config, devices: Devices, workdir: Path, questions: Sequenc
 
 
 def _local(c: Config, questions: Sequence[str]) -> LocalJudge:
-    """The judge's model, loaded on the host. UserError if a question is too long for it."""
-    j, name = c.judge, c.reward.judged or "rubric"
-    head = load_head(j.model)
-    model_kind = "no reward model" if head is None else "a reward model"
-    if (model_kind == "a reward model") != (name == "reward_model"):
-        raise UserError(
-            f"judge.model is {j.model!r}, which is {model_kind}, but the reward is {name}; name another model"
-        )
-    judge = local_judge(j.model, form_for(c), j.max_prompt, j.max_row, j.template)
-    if j.normalise == "whiten" and head is not None:
-        judge = judge.whitened(head[1])
-    judged_text.refuse_long(judge.reader, questions)
-    return judge
+    """The judge's model, loaded on the host. UserError, before that, if a question is too long for it."""
+    j = c.judge
+    described = (j.model, form_for(c), j.max_prompt, j.max_row, j.template)
+    judged_text.refuse_long(reader_of(*described)[0], questions)
+    judge, head = local_judge(*described), load_head(j.model)
+    return judge.whitened(head[1]) if j.normalise == "whiten" and head is not None else judge
+
+
+def _refuse_kind(c: Config) -> None:
+    """UserError if judge.model is a reward model and the reward needs another model, or the other way round."""
+    kind = "no reward model" if load_head(c.judge.model) is None else "a reward model"
+    model, reward = c.judge.model, c.reward.judged
+    if (kind == "a reward model") != (reward == "reward_model"):
+        raise UserError(f"judge.model is {model!r}, which is {kind}, but the reward is {reward}; name another model")
 
 
 def computes_on_sampler(judge: AnyJudge | None) -> bool:

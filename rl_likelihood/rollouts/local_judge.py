@@ -98,7 +98,7 @@ def load_head(path: str | Path) -> tuple[ValueHead, float] | None:
             head, spread = ValueHead(stored["weight"], stored["bias"]), float(stored["spread"])
             step = int(stored["step"])
     except (OSError, ValueError, KeyError) as e:
-        raise UserError(f"{file}: cannot be read ({e}); train the reward model again") from e
+        raise UserError(f"{file}: cannot be read ({e}); run reward_model with --evaluate, or export again") from e
     latest = checkpoint.latest_step(path)
     if latest not in (None, step):
         raise UserError(

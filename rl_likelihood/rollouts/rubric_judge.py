@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 
 from rl_likelihood.data import rubrics
 from rl_likelihood.data.rubrics import UNIVERSAL, Rubric
-from rl_likelihood.errors import UserError
 from rl_likelihood.rewards.rubric import Kind, RubricSettings, aggregate
 from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.rollouts.local_judge import LocalJudge, Verdicts
@@ -75,18 +73,8 @@ def _line(criterion: rubrics.Criterion) -> str:
 
 def rubrics_of(r: RubricSettings, questions: Sequence[str]) -> dict[str, Rubric]:
     """The file's rubrics by question. UserError if a question has none, or if one does not suit rubric.aggregate."""
-    rows = rubrics.read_rubrics(r.path)
-    rubrics.refuse(rows, r.aggregate)
+    by_question = rubrics.by_question(r.path, questions)
+    rubrics.refuse([*by_question.values()], r.aggregate)
     if r.aggregate == "checklist":
-        rows = [row._replace(criteria=(*row.criteria, UNIVERSAL)) for row in rows]
-    by_question = {row.prompt: row for row in rows}
-    if len(by_question) < len(rows):
-        twice = next(q for q, n in collections.Counter(row.prompt for row in rows).items() if n > 1)
-        raise UserError(f"rubric.path is {r.path!r}, which has two rubrics for {twice[:60]!r}; remove one")
-    missing = [question for question in questions if question not in by_question]
-    if missing:
-        raise UserError(
-            f"rubric.path is {r.path!r}, which has no rubric for {len(missing)} of {len(questions)} training "
-            f"questions, such as {missing[0][:60]!r}; make them with python -m rl_likelihood.rubrics --make"
-        )
+        return {q: row._replace(criteria=(*row.criteria, UNIVERSAL)) for q, row in by_question.items()}
     return by_question

@@ -19,11 +19,13 @@ from rl_likelihood.data.retrieval import Embed, Store, refuse_store
 from rl_likelihood.data.rubrics import Criterion, Rubric
 from rl_likelihood.data.token_ids import ids_of
 from rl_likelihood.errors import UserError
+from rl_likelihood.progress import counted
 from rl_likelihood.rewards.rubric import RubricSettings
 from rl_likelihood.rollouts.endpoint import CHAT, EMBEDDINGS, Endpoint, cache_of
 from rl_likelihood.rollouts.http_judge import text_of
 from rl_likelihood.rollouts.local_judge import describe_decoder, load_decoder
 from rl_likelihood.rollouts.similar_answers import WIDTHS, decoder_vectors
+from rl_likelihood.runtime.console import say
 from rl_likelihood.sampler import decode
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Example
@@ -113,8 +115,8 @@ def writer_of(c: Config, workdir: Path) -> tuple[Write, Embed | None]:
 
 def _remote(c: Config, workdir: Path, url: str) -> tuple[Write, Embed | None]:
     settings = dataclasses.replace(c.judge, model=url, name=c.rubric.writer_name or c.judge.name)
-    field = "rubric.writer" if c.rubric.writer else "judge.model"
-    endpoint = Endpoint(settings, cache_of(c.judge, workdir), field)
+    fields = ("rubric.writer", "rubric.writer_name") if c.rubric.writer else ("judge.model", "judge.name")
+    endpoint = Endpoint(settings, cache_of(c.judge, workdir), *fields)
     endpoint.refuse_unreachable()
 
     def write(messages: Sequence[str]) -> list[str | None]:
@@ -163,6 +165,11 @@ def _local(c: Config, path: str) -> tuple[Write, Embed | None]:
         ids = ids_of(text, vocab, rendered)
         out: list[str | None] = [None] * len(ids)
         fits = [i for i, row in enumerate(ids) if len(row) + c.rubric.max_new <= model.max_position]
+        if len(fits) < len(ids):
+            say(
+                f"warning: the writer's prompt is too long for its {model.max_position} positions for "
+                f"{counted(len(ids) - len(fits), 'question')}; lower rubric.cases, rubric.pool or rubric.max_new"
+            )
         for start, part in in_batches(fits, AT_ONCE):
             width = -(-max(len(ids[i]) for i in part) // WIDTHS) * WIDTHS
             rows = [_bare(ids[i]) for i in part]

@@ -9,12 +9,15 @@ import jax
 
 from rl_likelihood import __version__
 from rl_likelihood.evaluation.preference import RM_EVAL
+from rl_likelihood.learner.adversarial import optimizers_of
 from rl_likelihood.learner.optimizer import make_optimizer
+from rl_likelihood.learner.reward_step import init_state
 from rl_likelihood.model.architecture import abstract, count, param_specs
 from rl_likelihood.model.decoding import decoding_layout
 from rl_likelihood.model.lora import as_base, trained_specs
 from rl_likelihood.progress import counted
 from rl_likelihood.rewards.likelihood import OBJECTIVES
+from rl_likelihood.rollouts.local_judge import describe_decoder
 from rl_likelihood.run_model import rollout_model
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.console import say, size
@@ -152,4 +155,10 @@ def memory_copies(task: Task, parameters: int, loops: bool) -> dict[str, float]:
     if step.needs("proxy"):
         unstacked = layers if loops and not m.scan_layers and not lora.rank else 0
         copies["the proxy model"] = trained + unstacked
+    if step.critic:
+        critic = jax.eval_shape(lambda p: init_state(p, optimizers_of(step.critic)), whole)
+        copies["the critic with its optimizer's state"] = tree_bytes(critic) / (4 * parameters)
+    if task.config.judge_in_step and task.config.judge.model != "initial":
+        judge = abstract(param_specs(describe_decoder(task.config.judge.model)[0]))
+        copies["the judge"] = tree_bytes(judge) / (4 * parameters)
     return copies

@@ -11,6 +11,7 @@ import numpy as np
 
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
+from rl_likelihood.learner.adversarial import NAME
 from rl_likelihood.learner.step import all_finite
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.model.lora import effective
@@ -27,6 +28,9 @@ from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState
 from rl_likelihood.task import Task
 from rl_likelihood.training.best import FAST, Best
+
+# Metrics that are not finite if the critic diverged: before the step, or in it.
+OF_CRITIC = ("critic/loss", f"reward/{NAME}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,17 +157,20 @@ def evaluation(r: Run, params: Params, step: int, stage: str, rows: list[Encoded
 
 
 def refuse_nan(step: int, out: dict[str, float], workdir: Path) -> None:
-    """Raises if the loss or the gradient is not finite, before the state is saved."""
-    bad = [k for k in ("loss/policy", "loss/answer", "loss/kl", "grad/norm") if not np.isfinite(out[k])]
+    """Raises if the loss, the gradient or a critic is not finite, before the state is saved."""
+    names = (*OF_CRITIC, "loss/policy", "loss/answer", "loss/kl", "grad/norm")
+    bad = [k for k in names if not np.isfinite(out.get(k, 0.0))]
     if bad:
-        raise distributed.SharedRefusal(not_finite(step, bad, workdir))
+        lower = "adversarial.lr and adversarial.head_lr" if bad[0] in OF_CRITIC else "optim.lr"
+        raise distributed.SharedRefusal(not_finite(step, bad, workdir, lower))
 
 
-def not_finite(step: int, values: list[str], workdir: Path) -> str:
-    """The message for non-finite values, with the checkpoint from which a new run can start."""
+def not_finite(step: int, values: list[str], workdir: Path, lower: str = "optim.lr") -> str:
+    """The message for non-finite values, with the checkpoint from which a new run can start. `lower`: the learning
+    rates."""
     last = checkpoint.latest_step(workdir)
-    cure = "no step has been saved: choose another --workdir and a lower optim.lr"
+    cure = f"no step has been saved: choose another --workdir and lower {lower}"
     if last is not None:
-        cure = f"the checkpoint of step {last} is good: lower optim.lr in a new workdir, with model.path={workdir}"
+        cure = f"the checkpoint of step {last} is good: lower {lower} in a new workdir, with model.path={workdir}"
     verb = "is" if len(values) == 1 and values[0] != "the parameters" else "are"
     return f"step {step}: {', '.join(values)} {verb} not finite; {cure}"

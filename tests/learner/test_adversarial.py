@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.judged_text import SCORE, Reader
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.tokenizer import vocab_bytes
+from rl_likelihood.errors import UserError
 from rl_likelihood.learner import adversarial, reward_step
 from rl_likelihood.learner.adversarial import optimizers_of
 from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge, word_logits
@@ -20,10 +22,12 @@ from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.reward_step import PreferenceConfig, make_reward_step
 from rl_likelihood.learner.rows import CriticConfig
 from rl_likelihood.learner.step import init_state, make_step, state_shardings
+from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.shapes import Compared, Example, Judged
+from rl_likelihood.training.session import refuse_nan
 from tests.small import one_device, random_batch, random_params, rewarded, tiny
 
 P, G = 4, 3
@@ -86,6 +90,21 @@ def test_it_is_the_critics_step_and_then_the_policys():
     close(state.params, want.params)
 
 
+@pytest.mark.parametrize("advantage", ["loo", "std"])
+def test_a_critic_that_diverged_ends_the_run(advantage, tmp_path):
+    """In the step in which it diverges, whose loss was still finite, and in one that begins with NaN."""
+    cfg = config(dataclasses.replace(CRITIC, replay=0, head_lr=math.inf))
+    cfg, mesh = dataclasses.replace(cfg, loss=LossConfig(advantage=advantage)), one_device()
+    batch = BATCH.replace(host_rewards={}, compared=PAIRS)
+    state, step = init_state(random_params(MODEL), OPTIMIZER, cfg), make_step(MODEL, cfg, OPTIMIZER, mesh, batch)
+    for first in (True, False):
+        with using(mesh):
+            state, out, _ = step(state, None, batch)
+        assert bool(np.isfinite(out["critic/loss"])) == first
+        with pytest.raises(UserError, match=r"(critic/loss|reward/adversarial).* lower adversarial.lr and .*head_lr"):
+            refuse_nan(2, out, tmp_path)
+
+
 def test_earlier_answers_have_their_share_and_eight_devices_change_nothing():
     batch = BATCH.replace(host_rewards={}, compared=PAIRS, replayed=OLD)
     state, out, _ = stepped(CRITIC, batch, one_device())
@@ -129,6 +148,8 @@ def test_a_critic_of_labels_learns_by_its_expected_reward_and_pays_for_its_mista
     close(rows["reward"], policy + 0.6 * tie_after)
     assert out["critic/tie"] == pytest.approx(tie_after.mean(), abs=1e-5)
     assert out["critic/first_bias"] == pytest.approx((signs * (after - policy)).mean(), abs=1e-5)
+    again, _, _ = stepped(critic, BATCH.replace(host_rewards={}, compared=pairs), make_mesh((2, 2, 2)))
+    close((again.params, again.critic.params), (state.params, state.critic.params))
 
 
 def told(keep):

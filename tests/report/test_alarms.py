@@ -196,11 +196,11 @@ def test_supervision_samples_no_chains():
     assert "grader/failures" in sentence
 
 
-def judged(steps, proxy, known, noise=0.02, success="reward/exact_match", **other):
+def judged(steps, proxy, known, noise=0.02, success="reward/exact_match", reward="reward_model", **other):
     """The sentences of so many steps in which proxy and known success move by so much a step."""
-    alarms, said, rng = Alarms(terms_of("reward_model"), "force_close"), [], np.random.default_rng(0)
+    alarms, said, rng = Alarms(terms_of(reward), "force_close"), [], np.random.default_rng(0)
     for step in range(1, steps + 1):
-        values = {"reward/reward_model": proxy * step, success: 0.5 + known * step}
+        values = {f"reward/{reward}": proxy * step, success: 0.5 + known * step}
         said += alarms.check(step, other | {k: v + noise * rng.normal() for k, v in values.items()})
     return said
 
@@ -211,6 +211,7 @@ def test_a_judge_that_is_pleased_while_success_falls_is_over_optimised():
     assert sentence.startswith("step 40: ")
     for steps, proxy, known in ((39, 0.01, -0.005), (60, 0.01, 0.005), (60, -0.01, -0.005), (60, 0, 0)):
         assert judged(steps, proxy, known) == [], (steps, proxy, known)
+    assert judged(45, 0.01, -0.005, reward="adversarial") == [], "a critic is no judge to be pleased"
 
 
 @pytest.mark.parametrize("success", ["reward/numeric", "reward/nearest_option", "env/success"])

@@ -241,6 +241,7 @@ LIES = {
     "nan": {"choices": [tokens(("yes", math.nan), ("no", -1.0))]},
     "more than one": {"choices": [tokens(("yes", 3.0), ("no", -1.0))]},
     "never": {"choices": [tokens(("yes", -math.inf), ("no", -math.inf))]},
+    "noise": {"choices": [tokens(("The", -0.01), ("yes", -17.0))]},
     "words for numbers": {"choices": [tokens(("yes", "high"))]},
     "null": {"choices": [{"logprobs": None, "message": None}]},
     "nested": b"[" * 100_000,
@@ -263,6 +264,14 @@ def test_a_reply_that_says_nothing_is_a_failure_and_never_a_number(lie):
 def test_a_reply_without_log_probs_is_read_as_text():
     for content, value in (("Yes", 1.0), (" no.", 0.0), ("**Yes**, it is", 1.0)):
         assert probability({"choices": [{"message": {"content": content}}]}, ("yes", "no")) == value
+
+
+def test_words_without_mass_leave_the_verdict_to_the_text():
+    def said(mass):
+        choice = {**tokens(("**", math.log(0.9)), ("yes", math.log(mass))), "message": {"content": "**No**"}}
+        return probability({"choices": [choice]}, ("yes", "no"))
+
+    assert (said(0.009), said(0.011)) == (0.0, 1.0)
 
 
 def test_limits_end_the_run_before_they_are_passed(tmp_path):

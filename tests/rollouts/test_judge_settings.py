@@ -9,9 +9,14 @@ from rl_likelihood.data.judged_text import JudgeSettings
 from rl_likelihood.errors import UserError
 from rl_likelihood.rollouts.endpoint import Endpoint
 from rl_likelihood.rollouts.judges import form_for
+from rl_likelihood.rollouts.local_judge import HEAD, load_head
 from rl_likelihood.training.dry_run import dry_run
 from tests.runs import small_config
 from tests.servers import serving
+
+CRITIC = {"reward__name": "adversarial"}
+LABEL = {**CRITIC, "adversarial__form": "label"}
+INITIAL = {"reward__name": "judge", "judge__model": "initial", "judge__where": "step"}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +37,14 @@ from tests.servers import serving
         ({"reward__name": "judge", "judge__model": "http://h/v1"}, "judge.name is empty"),
         ({"reward__name": "judge", "judge__model": "x", "judge__normalise": "whiten"}, "judge.normalise"),
         ({"reward__name": "judge", "judge__model": "initial"}, "set judge.where=step"),
+        ({**INITIAL, "judge__template": "plain"}, "judge.template is 'plain'.*prompt.template"),
+        ({**CRITIC, "judge__template": "plain"}, "judge.template is 'plain', .*must be 'model'"),
+        ({**CRITIC, "adversarial__tau_critic": 0.3}, "tau_critic is 0.3, but with adversarial.form=head .*0.55"),
+        ({**CRITIC, "adversarial__tau_policy": 0.3}, "adversarial.tau_policy is 0.3"),
+        ({**CRITIC, "adversarial__critic_share": 0.3}, "adversarial.critic_share is 0.3"),
+        ({**LABEL, "adversarial__critic_share": 0.3}, "adversarial.critic_share is 0.3"),
+        ({**LABEL, "adversarial__reward": "gail"}, "adversarial.reward is 'gail', .*form=label it must be 'gan'"),
+        ({**CRITIC, "adversarial__form": "raro", "adversarial__reward": "gail"}, "adversarial.reward is 'gail'"),
         ({"reward__name": "judge", "judge__model": "initial", "judge__where": "step"}, "reference model; set loss.kl"),
         (
             {"reward__name": "judge", "judge__model": "http://h/v1", "judge__name": "m", "judge__where": "step"},
@@ -72,3 +85,9 @@ def test_a_refused_key_is_named_though_the_server_says_it_in_a_broken_encoding(m
         pytest.raises(UserError, match="refuses the key .status 401"),
     ):
         endpoint.refuse_unreachable()
+
+
+def test_a_broken_head_is_written_again_without_training(tmp_path):
+    (tmp_path / HEAD).write_bytes(b"broken")
+    with pytest.raises(UserError, match=f"{HEAD}: cannot be read.*reward_model with --evaluate"):
+        load_head(tmp_path)

@@ -7,11 +7,14 @@ import pytest
 
 from configs.calculator import get_config
 from rl_likelihood.config import build
+from rl_likelihood.data.byte_tokenizer import byte_tokenizer
+from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.lora import MATRICES
 from rl_likelihood.planning.programs import byte_format
 from rl_likelihood.report import table_text
+from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.task import abstract_batch, largest_forward, load
@@ -24,7 +27,9 @@ from rl_likelihood.training.announcement import (
     steps_line,
 )
 from rl_likelihood.training.session import last_stage
+from rl_likelihood.weights import files
 from tests.runs import small_config
+from tests.small import random_params
 
 
 def test_a_conversation_s_sizes_stand_in_place_of_the_scored_answer():
@@ -66,6 +71,22 @@ def test_the_sampler_s_copy_is_as_large_as_it_is_stored(sampled, scales):
     assert stored == pytest.approx(size * matrices + max(size, 2) * rest + 4 * scales, abs=0.1)
     assert (copies["parameters"], copies["gradient"]) == (1, 1)
     assert copies["the optimizer's state"] == pytest.approx(2, rel=1e-3)
+
+
+def test_a_critic_and_a_judge_in_the_step_are_counted(tmp_path):
+    """The critic has the policy's size and two moments of each number; its head has one number for each of the width.
+    The judge is a model of the same size."""
+    model = random_model("nano")
+    files.save(tmp_path, model, random_params(model))
+    save_tokenizer(byte_tokenizer(), tmp_path)
+    judge = {"reward__name": "judge", "judge__model": str(tmp_path), "judge__where": "step"}
+    for changes, name, size in (({"reward__name": "adversarial"}, "critic", 3), (judge, "judge", 1)):
+        task, params = load(build(small_config(**changes)))
+        count = sum(x.size for x in jax.tree.leaves(params))
+        copies = memory_copies(task, count, loops=False)
+        (counted,) = (value for key, value in copies.items() if name in key)
+        assert counted == pytest.approx(size, rel=0.01), name
+    assert not {key for key in memory_copies(load(build(small_config()))[0], count, False) if name in key}
 
 
 @pytest.mark.parametrize("base_dtype, size, scales", [("float32", 4, 0), ("bfloat16", 2, 0), ("int8", 1, SCALES)])
