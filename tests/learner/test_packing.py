@@ -69,6 +69,7 @@ def with_others():
 KL = LossConfig(kl="k3", kl_coef=0.3, aggregation="token_mean")
 BOTH = {"two_branches": True, "policy_span": "response"}
 SHOWN = ONE.replace(shown=ShownPrompts(TWO.prompt, TWO.prompt_length))
+WEIGHTS = {"weight": np.array([0.4, 1.6, 1.2, 0.8], np.float32), "critic": np.arange(P) % 2 == 1}  # raro's two roles
 CASES = {
     "one branch": (ONE, rewarded("log_prob")),
     "two branches": (TWO, rewarded("jepo", **BOTH)),
@@ -81,6 +82,7 @@ CASES = {
     "second prompt": (SHOWN, rewarded("log_prob", posterior=PosteriorConfig(distill=1.0))),
     "micro-batches": (TWO, rewarded("jepo", loss=KL, micro_batch_prompts=2, **BOTH)),
     "groups left out": (TWO.replace(counted=np.arange(P) != 1), rewarded("jepo", micro_batch_prompts=2, **BOTH)),
+    "raro": (TWO.replace(**WEIGHTS), rewarded("math", micro_batch_prompts=2, **BOTH)),
     "adapters": (TWO, rewarded("jepo", loss=KL, lora=LoraConfig(rank=3, alpha=6.0), **BOTH)),
 }
 
@@ -156,7 +158,8 @@ def of_equal_lengths(lengths, t):
 @pytest.mark.parametrize("shape, parts", [((8, 1, 1), 1), ((2, 2, 2), 2)], ids=["data", "mixed"])
 def test_eight_devices_are_one(shape, parts):
     """The long groups come first, so the first device had the most tokens."""
-    batch, devices = of_equal_lengths(range(24, 8, -1), T), shape[0] * shape[1]
+    roles = {name: np.tile(x, 4) for name, x in WEIGHTS.items()}
+    batch, devices = of_equal_lengths(range(24, 8, -1), T).replace(**roles), shape[0] * shape[1]
     cfg = rewarded("jepo", loss=KL, micro_batch_prompts=16 // parts, **BOTH)
     mesh, tokens = make_mesh(shape), packing.real_tokens(batch).sum(-1)
     with using(mesh):
