@@ -1,8 +1,9 @@
 """The fused head: per-token statistics of softmax(hidden W^T), without an array of shape [tokens, V].
 
 A scan over blocks of the vocabulary computes logits, reduces them and drops them. The backward pass recomputes each
-block's logits, turns them into their gradient in place, and multiplies that into the block's dW. One pass gives the
-log-prob that rewards need, and the entropy and self-certainty that every step logs.
+block's logits, turns them into their gradient in place, and multiplies that into the block's dW. On a CPU, few enough
+logits are kept for the backward pass instead. One pass gives the log-prob that rewards need, and the entropy and
+self-certainty that every step logs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ LANES = 128  # lanes of a TPU's registers; the size of a larger block is a multi
 # With chunk = 0: on an accelerator, CHUNK tokens' logits exist at the same time; on a CPU, CACHED logits, so that a
 # block stays in its caches between the passes over it.
 CHUNK, CACHED = 512, 2**21
+# On a CPU with chunk = 0, at most this many logits are kept for the backward pass (256 MiB). Reading them is faster
+# than one product more.
+KEPT = 2**26
 
 
 class TokenStats(NamedTuple):
@@ -55,7 +59,8 @@ def token_stats(
     """
     parts = axis_shards("vocab", head.shape[0])
     size = _block(head.shape[0] // parts, targets.size, chunk)
-    return TokenStats(*_stats(hidden, head, targets, scale, parts, size))
+    keep = not chunk and on_cpu() and targets.size * head.shape[0] <= KEPT
+    return TokenStats(*_stats(hidden, head, targets, scale, parts, size, keep))
 
 
 def _block(columns: int, tokens: int, chunk: int) -> int:
@@ -83,33 +88,36 @@ class Block(NamedTuple):
 
 
 def _blocks(hidden, head, targets, scale, parts: int, size: int):
-    """(the number of blocks, the function from a number to its Block). If `size` does not divide the columns, the last
-    block overlaps the one before it."""
+    """(the number of blocks, the function from a number to its Block). With kept logits, none are computed. If `size`
+    does not divide the columns, the last block overlaps the one before it."""
     # Gathered over fsdp. The cast comes first, so that fewer bytes are sent and held.
     whole = gather_fsdp(head.astype(hidden.dtype), ("vocab", "width")).reshape(parts, -1, head.shape[1])
     columns = whole.shape[1]
 
-    def block(i) -> Block:
+    def block(i, kept=None) -> Block:
         start = jnp.minimum(i * size, columns - size)
         weights = jax.lax.dynamic_slice_in_dim(whole, start, size, 1)
-        z = jnp.einsum("...d,pvd->...pv", hidden, weights, preferred_element_type=jnp.float32)
-        z = z if scale is None else z * scale[..., None, None]
         local = targets[..., None] - columns * jnp.arange(parts) - start
         inside = (local >= 0) & (local < size)
         if columns % size:
-            z = jnp.where(start + jnp.arange(size) >= i * size, z, MASKED)
             inside &= local + start >= i * size
-        return Block(z, weights, start, local, inside)
+        return Block(logits_of(i, start, weights) if kept is None else kept, weights, start, local, inside)
+
+    def logits_of(i, start, weights):
+        z = jnp.einsum("...d,pvd->...pv", hidden, weights, preferred_element_type=jnp.float32)
+        z = z if scale is None else z * scale[..., None, None]
+        return jnp.where(start + jnp.arange(size) >= i * size, z, MASKED) if columns % size else z
 
     return -(-columns // size), block
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _stats(hidden, head, targets, scale, parts, size):
-    return _forward(hidden, head, targets, scale, parts, size)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _stats(hidden, head, targets, scale, parts, size, keep):
+    return _forward(hidden, head, targets, scale, parts, size, False)[0]
 
 
-def _forward(hidden, head, targets, scale, parts, size):
+def _forward(hidden, head, targets, scale, parts, size, keep):
+    """(the statistics, the logits of all blocks if `keep`, else None)."""
     mean_row = head.astype(hidden.dtype).astype(jnp.float32).mean(0)
     count, block = _blocks(hidden, head, targets, scale, parts, size)
 
@@ -123,25 +131,26 @@ def _forward(hidden, head, targets, scale, parts, size):
         sum_z = less * (sum_z + (top - new) * total) + (e * below).sum((-1, -2))
         total = less * total + e.sum((-1, -2))
         picked = jnp.take_along_axis(b.z, jnp.clip(b.local, 0, size - 1)[..., None], -1)[..., 0]
-        return (new, total, sum_z, target + jnp.where(b.inside, picked, 0.0).sum(-1)), None
+        return (new, total, sum_z, target + jnp.where(b.inside, picked, 0.0).sum(-1)), b.z if keep else None
 
     zero = jnp.zeros(targets.shape, jnp.float32)
-    (top, total, sum_z, target), _ = jax.lax.scan(add_block, (zero + MASKED, zero, zero, zero), jnp.arange(count))
+    first = zero + MASKED, zero, zero, zero
+    (top, total, sum_z, target), kept = jax.lax.scan(add_block, first, jnp.arange(count))
     log_total = jnp.log(total)
     mean_z = hidden.astype(jnp.float32) @ mean_row
     mean_z = mean_z if scale is None else mean_z * scale
     certainty = top + log_total - mean_z - math.log(head.shape[0])
     # The maximum first: large logits cancel exactly.
-    return TokenStats(target - top - log_total, top + log_total, log_total - sum_z / total, certainty)
+    return TokenStats(target - top - log_total, top + log_total, log_total - sum_z / total, certainty), kept
 
 
-def _stats_fwd(hidden, head, targets, scale, parts, size):
-    stats = _forward(hidden, head, targets, scale, parts, size)
-    return stats, (hidden, head, targets, scale, stats.logsumexp, stats.entropy)
+def _stats_fwd(hidden, head, targets, scale, parts, size, keep):
+    stats, kept = _forward(hidden, head, targets, scale, parts, size, keep)
+    return stats, (hidden, head, targets, scale, stats.logsumexp, stats.entropy, kept)
 
 
-def _stats_bwd(parts, size, saved, grad):
-    hidden, head, targets, scale, lse, entropy = saved
+def _stats_bwd(parts, size, keep, saved, grad):
+    hidden, head, targets, scale, lse, entropy, kept = saved
     count, block = _blocks(hidden, head, targets, scale, parts, size)
     lead = (-1,) if context_shards() == 1 else targets.shape  # merging split tokens would move them between devices
     states, tokens = hidden.reshape(*lead, hidden.shape[-1]), tuple(range(len(lead)))
@@ -152,9 +161,9 @@ def _stats_bwd(parts, size, saved, grad):
     # d log_prob = onehot - p;  d logsumexp = p;  d entropy = -p (log p + entropy);  d certainty = p - 1/V
     weight = grad.logsumexp - grad.log_prob + grad.self_certainty - grad.entropy * entropy
 
-    def add_block(sums, i):
+    def add_block(sums, numbered):
         d_hidden, d_head = sums
-        b = block(i)
+        b = block(*numbered)
         log_p = b.z - over(lse)
         d = jnp.exp(log_p) * (over(weight) - over(grad.entropy) * log_p)
         d = d - jnp.where(b.z > MASKED, over(grad.self_certainty) / head.shape[0], 0.0)
@@ -172,7 +181,7 @@ def _stats_bwd(parts, size, saved, grad):
         return (d_hidden, jax.lax.dynamic_update_slice_in_dim(d_head, d_block, b.start, 1)), None
 
     zero = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros((parts, head.shape[0] // parts, head.shape[1]), jnp.float32)
-    (d_hidden, d_head), _ = jax.lax.scan(add_block, zero, jnp.arange(count))
+    (d_hidden, d_head), _ = jax.lax.scan(add_block, zero, (jnp.arange(count), kept))
     return d_hidden.astype(hidden.dtype), d_head.reshape(head.shape).astype(head.dtype), None, None
 
 

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rl_likelihood.mesh import make_mesh
+from rl_likelihood.model import head as fused
 from rl_likelihood.model.head import CACHED, LANES, TokenStats, _block, logits, token_stats
 from tests.small import OPTIMIZED
 
@@ -211,3 +212,22 @@ def test_without_a_chunk_the_blocks_are_what_a_cache_holds(vocab):
     assert _block(vocab, targets.size, 0) * targets.size <= CACHED + 4 * LANES
     for got, want in zip(token_stats(hidden, head, targets), exact(hidden, head, targets), strict=True):
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("scale", [None, np.linspace(0.5, 2, N, dtype=np.float32)], ids=["plain", "temperature"])
+def test_logits_that_are_kept_give_the_gradients_of_those_computed_again(scale, monkeypatch):
+    monkeypatch.setattr(fused, "CACHED", 200)  # several blocks, of which the last two overlap
+    args = inputs(seed=3)
+
+    def loss(hidden, head):
+        return sum(((i + 1) * x).sum() for i, x in enumerate(token_stats(hidden, head, args[2], scale=scale)))
+
+    largest, grads = [], []
+    for limit in (0, N * V):
+        monkeypatch.setattr(fused, "KEPT", limit)
+        gradient = jax.grad(lambda *x: loss(*x), (0, 1))
+        largest.append(max(traced_sizes(jax.make_jaxpr(gradient)(*args[:2]).jaxpr)))
+        grads.append(jax.jit(gradient)(*args[:2]))
+    assert largest[0] < N * V <= largest[1]
+    for a, b in zip(*grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6)
