@@ -11,7 +11,6 @@ group `judge` has the settings of a server (limits, the API key's variable).
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,8 @@ from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.prompts import INSTRUCTION
 from rl_likelihood.errors import UserError
 from rl_likelihood.progress import Progress
-from rl_likelihood.rollouts.endpoint import Endpoint, cache_of
+from rl_likelihood.rollouts.endpoint import of_first
 from rl_likelihood.rollouts.host_rewards import grader_pool
-from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.search.folder import claimed, refuse_no_chat, row_of, write_results
@@ -68,9 +66,7 @@ def finder(c: Config, workdir: Path) -> Finder:
     task = with_all_positions(task)  # a teacher's chains may be longer than the model's own
     failed = lambda: ""
     if "://" in d.teacher:
-        settings = dataclasses.replace(c.judge, model=d.teacher, name=d.name)
-        endpoint = Endpoint(settings, cache_of(settings, workdir), "distill.teacher", "distill.name")
-        distributed.by_first(endpoint.refuse_unreachable)
+        endpoint = of_first(c.judge, d.teacher, d.name, workdir, "distill.teacher", "distill.name")
         failed = endpoint.failed
         propose = http_proposer(endpoint, Drawing(d.temperature), task.fmt)
     else:

@@ -9,7 +9,6 @@ or a kill, the same command resumes.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from rl_likelihood.config import build
 from rl_likelihood.errors import UserError
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.progress import counted
-from rl_likelihood.rollouts.endpoint import Endpoint, cache_of
+from rl_likelihood.rollouts.endpoint import of_first
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, make_devices, sampler_weights
@@ -104,9 +103,7 @@ def proposer_of(task: Task, params: Params, devices: Devices, workdir: Path) -> 
     if "://" in name:
         if c.reer.ask == "resample":
             raise UserError(f"reer.ask is 'resample', which continues a reply, but {name} only chats; set it to edit")
-        settings = dataclasses.replace(c.judge, model=name, name=c.reer.proposer_name)
-        endpoint = Endpoint(settings, cache_of(settings, workdir), "reer.proposer", "reer.proposer_name")
-        distributed.by_first(endpoint.refuse_unreachable)
+        endpoint = of_first(c.judge, name, c.reer.proposer_name, workdir, "reer.proposer", "reer.proposer_name")
         return http_proposer(endpoint, drawing), endpoint.failed
     proposer_task, weights = with_model(task, "reer.proposer", devices.learner) if name else (task, params)
     return model_proposer(proposer_task, sampler_weights(weights, proposer_task.model, devices), drawing), lambda: ""

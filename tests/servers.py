@@ -4,10 +4,15 @@ import contextlib
 import functools
 import http.server
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from rl_likelihood.data.judged_text import CORRECT, JudgeSettings
+from rl_likelihood.rollouts.endpoint import Endpoint
+from rl_likelihood.rollouts.http_judge import HttpJudge
 
 
 @contextlib.contextmanager
@@ -116,3 +121,36 @@ def slow_server(folder: Path, seen: Callable[[], bool]) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def tokens(*pairs):
+    """A choice of a chat reply with these tokens and log-probs."""
+    return {"logprobs": {"content": [{"top_logprobs": [{"token": t, "logprob": x} for t, x in pairs]}]}}
+
+
+def verdict(body):
+    """A reply whose P(yes) is .8 where the answer has the word right in it, else .2."""
+    text = body["messages"][0]["content"]
+    p = 0.8 if "right" in text.split("<<<")[1] else 0.2
+    choice = tokens((" Yes", math.log(p * 0.5)), ("yes", math.log(p * 0.5)), ("No", math.log(1 - p)))
+    return {"choices": [choice], "usage": {"total_tokens": 50}}
+
+
+@contextlib.contextmanager
+def judging(url, cache=":memory:", **changes):
+    """A judge behind this address."""
+    judge = HttpJudge(Endpoint(JudgeSettings(url, name="m", **{"timeout": 5, **changes}), cache), CORRECT)
+    try:
+        yield judge
+    finally:
+        judge.close()
+
+
+def ask(judge, *answers):
+    """Its verdicts on answers to one question."""
+    return judge(["What?"], [[(a,) for a in answers]])
+
+
+def good(handler, number, body):
+    """What `serving` needs of a judge's server."""
+    handler.reply(200, verdict(body))

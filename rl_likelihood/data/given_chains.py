@@ -35,9 +35,10 @@ def fitting_chains(
             longest = max(longest, len(chain))
     if long and not (skip and fits):
         named = ", ".join(f"{uid} ({n} tokens)" for uid, n in long[:5]) + (", ..." if len(long) > 5 else "")
+        skipping = "" if skip else ", or leave such rows out with data.skip_bad_rows=True"
         raise UserError(
             f"the model's {positions} positions do not hold prompt, chain and answer of {len(long)} of {len(rows)} "
-            f"rows: {named}; shorten their chains, or leave such rows out with data.skip_bad_rows=True"
+            f"rows: {named}; shorten their chains{skipping}"
         )
     return (
         fits,

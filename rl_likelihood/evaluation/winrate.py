@@ -78,7 +78,7 @@ def summary(first: Numbers, second: Numbers, lengths_a: Numbers, lengths_b: Numb
     """Win rates of A over B in percent, with 95 % intervals over the prompts, and how steady the judge is.
 
     `first`: its preference for A's answer shown first; `second`: for B's answer shown first. The same preferences give
-    the same intervals. If A wins all, or none, these are exact ones.
+    the same intervals. If every preference is exactly 1, or 0, these are exact ones.
     """
     wins, n = of_both_orders(first, second), len(first)
     difference = np.asarray(lengths_a, float) - np.asarray(lengths_b, float)

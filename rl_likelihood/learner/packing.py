@@ -74,8 +74,9 @@ def packed_prompts(tokens: Int[np.ndarray, "P"], cfg: StepConfig, total: int) ->
     """Prompts per micro-batch, of `total` in the step: as `step.prompts_per_forward`, but where that counts padded
     tokens (on one CPU), this counts those of the largest pool. `tokens`: of each prompt.
 
-    The pool has at least half of `ENOUGH` tokens, and at most twice `ENOUGH` or 2.5 times the largest prompt. Of these
-    sizes it is the smallest whose pools have at most 5 % padding, or else the one with the least padding.
+    The pool has at least half of `ENOUGH` tokens, and at most the larger of 2 `ENOUGH` and 2.5 times the largest
+    prompt. The fewest prompts whose pools have at most 5 % padding are taken, or else those with the least. Where no
+    allowed size has half of `ENOUGH`, the largest one is taken.
     """
     if cfg.micro_batch_prompts or not on_cpu() or row_shards() > 1:
         return cfg.micro_batch_prompts or total

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import dataclasses
 import email.utils
 import functools
 import hashlib
@@ -29,6 +30,7 @@ import jax
 from rl_likelihood.data.judged_text import JudgeSettings
 from rl_likelihood.errors import UserError
 from rl_likelihood.progress import counted
+from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 
 RETRIED = {408, 409, 429}  # statuses that are retried, in addition to every 5xx
@@ -39,7 +41,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the second attempt, then 
 MOST_BYTES = 8 << 20  # maximum size of a reply
 BYTES_PER_TOKEN = 3  # to estimate a call's tokens before it is made
 CHAT, EMBEDDINGS, MODELS = "/chat/completions", "/embeddings", "/models"
-CACHE = "judge.sqlite"  # in a workdir: values of replies; with several processes, each has its own file
+CACHE = "judge.sqlite"  # in a workdir: values of replies; judges of several processes have a file each
 
 Read = Callable[[Any], Any]  # a reply's JSON -> the value in it (itself JSON), or None if there is none
 Post = Callable[[dict[str, Any]], Awaitable[tuple[int, Any, bytes]]]  # a body -> (status, headers, content)
@@ -337,6 +339,16 @@ class _Cache:
 def cache_of(j: JudgeSettings, workdir: Path) -> str:
     """The file that stores the values of replies: judge.cache, or one in the workdir."""
     return j.cache or str(workdir / (CACHE if jax.process_count() == 1 else f"{jax.process_index()}-{CACHE}"))
+
+
+def of_first(j: JudgeSettings, model: str, name: str, workdir: Path, *fields: str) -> Endpoint:
+    """The endpoint of the model `name` at the address `model`, with a judge's other settings. Of several processes only
+    the first may ask, so it alone has a cache file, the same as without the others. UserError if nobody answers.
+    `fields`: as of `Endpoint`."""
+    cache = (j.cache or str(workdir / CACHE)) if distributed.first() else ":memory:"
+    endpoint = Endpoint(dataclasses.replace(j, model=model, name=name), cache, *fields)
+    distributed.by_first(endpoint.refuse_unreachable)
+    return endpoint
 
 
 def message_of(reply: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@ criteria."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from rl_likelihood.data.token_ids import ids_of
 from rl_likelihood.errors import UserError
 from rl_likelihood.progress import counted
 from rl_likelihood.rewards.rubric import RubricSettings
-from rl_likelihood.rollouts.endpoint import CHAT, EMBEDDINGS, Endpoint, cache_of
+from rl_likelihood.rollouts.endpoint import CHAT, EMBEDDINGS, of_first
 from rl_likelihood.rollouts.http_judge import text_of
 from rl_likelihood.rollouts.local_judge import describe_decoder, load_decoder
 from rl_likelihood.rollouts.similar_answers import WIDTHS, decoder_vectors
@@ -114,10 +113,8 @@ def writer_of(c: Config, workdir: Path) -> tuple[Write, Embed | None]:
 
 
 def _remote(c: Config, workdir: Path, url: str) -> tuple[Write, Embed | None]:
-    settings = dataclasses.replace(c.judge, model=url, name=c.rubric.writer_name or c.judge.name)
     fields = ("rubric.writer", "rubric.writer_name") if c.rubric.writer else ("judge.model", "judge.name")
-    endpoint = Endpoint(settings, cache_of(c.judge, workdir), *fields)
-    endpoint.refuse_unreachable()
+    endpoint = of_first(c.judge, url, c.rubric.writer_name or c.judge.name, workdir, *fields)
 
     def write(messages: Sequence[str]) -> list[str | None]:
         messages_sent = [{"role": "user", "content": m} for m in messages]

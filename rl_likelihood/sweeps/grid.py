@@ -136,8 +136,8 @@ def point(overrides: Overrides) -> Point:
 def of_what_varies(points: list[Point]) -> list[Point]:
     """The points, of which those without labels of their own are named by what differs between points, and the seed.
 
-    Points of equal labels and seed also get the fields, and the config file, that differ among them. Their other seeds
-    get the same.
+    Points of equal labels and seed also get the fields, and the config file, that differ among them; "default" is the
+    label of a point without such a field. Their other seeds get the same.
     """
 
     def differ(among: list[Point]) -> set[str]:
@@ -155,7 +155,7 @@ def of_what_varies(points: list[Point]) -> list[Point]:
 
     def labels(p: Point) -> dict[str, str]:
         fields = {CONFIG: p.config, **p.overrides}
-        return p.labels | {key: _text(value) for key, value in fields.items() if key in more[_row(p)]}
+        return p.labels | {key: _text(fields.get(key, "default")) for key in sorted(more[_row(p)])}
 
     return [dataclasses.replace(p, labels=labels(p)) for p in points]
 

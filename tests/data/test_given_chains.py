@@ -71,7 +71,7 @@ def test_a_chain_over_the_model_s_positions_is_refused_or_left_out_and_named(tmp
     task, _ = load(config(tmp_path, *chains, **SFT, data__skip_bad_rows=True))
     assert [row.example.id for row in task.train] == ["q0", "q1"] and task.longest_chain == most
     assert f"removed 1 unusable row (q2: {POSITIONS + 1} tokens with its chain" in task.data_line
-    with pytest.raises(UserError, match="1 of 1 rows"):
+    with pytest.raises(UserError, match="1 of 1 rows.*; shorten their chains$"):
         load(config(tmp_path, "x" * (most + 1), **SFT, data__skip_bad_rows=True))
 
 

@@ -74,13 +74,16 @@ def test_what_was_published_is_there_before_any_run(tmp_path):
     assert (sft["perplexity of the answer"], sft["chain length with tags, tokens"]) == ("- [1.65]", "- [5.0]")
 
 
-def test_learning_rates_are_not_averaged_as_seeds(tmp_path):
-    parts = [{"config": "c.py"}], named("reward", {"x": {"reward.name": "prob"}}), sweep("optim.lr", (1e-5, 1e-4))
+@pytest.mark.parametrize(
+    "rates, shown",
+    [(sweep("optim.lr", (1e-5, 1e-4)), ("1e-05", "0.0001")), ([{}, {"optim.lr": 1e-4}], ("default", "0.0001"))],
+)
+def test_learning_rates_are_not_averaged_as_seeds(rates, shown, tmp_path):
+    parts = [{"config": "c.py"}], named("reward", {"x": {"reward.name": "prob"}}), rates
     points = of_what_varies([point(p) for p in product(*parts, sweep("seed", (0, 1)))])
     tables = table.blocks(Run(p.labels, tmp_path / p.name) for p in points)
     assert [(t.title, [(line.name, line.runs) for line in t.lines]) for t in tables] == [
-        ("optim.lr 1e-05", [("x", 2)]),
-        ("optim.lr 0.0001", [("x", 2)]),
+        (f"optim.lr {rate}", [("x", 2)]) for rate in shown
     ]
 
 

@@ -13,26 +13,13 @@ import time
 import numpy as np
 import pytest
 
-from rl_likelihood.data.judged_text import CORRECT, JudgeSettings, filled
 from rl_likelihood.errors import UserError
 from rl_likelihood.rollouts import endpoint
-from rl_likelihood.rollouts.endpoint import Endpoint, estimate, retry_after
-from rl_likelihood.rollouts.http_judge import HttpJudge, probability
-from tests.servers import serving
+from rl_likelihood.rollouts.endpoint import retry_after
+from rl_likelihood.rollouts.http_judge import probability
+from tests.servers import ask, good, judging, serving, tokens, verdict
 
 KEY = "sk-secret-0123456789"
-
-
-def tokens(*pairs):
-    return {"logprobs": {"content": [{"top_logprobs": [{"token": t, "logprob": x} for t, x in pairs]}]}}
-
-
-def verdict(body, yes=None):
-    """A reply whose P(yes) is .8 where the answer has the word right in it, else .2."""
-    text = body["messages"][0]["content"]
-    p = (0.8 if "right" in text.split("<<<")[1] else 0.2) if yes is None else yes
-    choice = tokens((" Yes", math.log(p * 0.5)), ("yes", math.log(p * 0.5)), ("No", math.log(1 - p)))
-    return {"choices": [choice], "usage": {"total_tokens": 50}}
 
 
 @pytest.fixture(autouse=True)
@@ -41,23 +28,6 @@ def _key_and_no_proxy_and_short_waits(monkeypatch):
     monkeypatch.setenv("JUDGE_API_KEY", KEY)
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
-
-
-@contextlib.contextmanager
-def judging(url, cache=":memory:", **changes):
-    judge = HttpJudge(Endpoint(JudgeSettings(url, name="m", **{"timeout": 5, **changes}), cache), CORRECT)
-    try:
-        yield judge
-    finally:
-        judge.close()
-
-
-def ask(judge, *answers):
-    return judge(["What?"], [[(a,) for a in answers]])
-
-
-def good(handler, number, body):
-    handler.reply(200, verdict(body))
 
 
 def test_a_row_gets_the_probability_of_yes():
@@ -74,23 +44,6 @@ def test_without_a_key_none_is_sent(monkeypatch):
     monkeypatch.delenv("JUDGE_API_KEY")
     with serving(good) as (url, requests), judging(url) as judge:
         assert ask(judge, "right").keep.all() and requests[0][2] is None
-
-
-def test_what_was_asked_is_never_asked_again(tmp_path):
-    path = str(tmp_path / "new" / "cache.sqlite")
-    with serving(good) as (url, requests):
-        with judging(url, cache=path) as judge:
-            first = ask(judge, "right", "wrong")
-        with judging(url, cache=path) as judge:
-            np.testing.assert_array_equal(ask(judge, "wrong", "right").values[:, ::-1], first.values)
-        assert len(requests) == 2
-    with judging(url + "/", cache=path) as judge:  # nobody is there any more
-        assert ask(judge, "right").keep.all()
-    with serving(good) as (url, requests), judging(url, cache=path) as judge:
-        assert ask(judge, "right").keep.all() and len(requests) == 1, "another server is asked"
-    (tmp_path / "broken").write_bytes(b"not a database, but long enough to be read as one" * 30)
-    with pytest.raises(UserError, match="judge.cache.*broken"), judging(url, cache=str(tmp_path / "broken")):
-        pass
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
@@ -194,6 +147,7 @@ def test_a_server_that_hangs_or_drips_is_given_up_at_the_deadline():
 
 def test_ctrl_c_ends_all_calls_at_once_and_what_they_cost_is_stored(tmp_path):
     path, release = tmp_path / "cache.sqlite", threading.Event()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for a command in background
 
     def behave(handler, number, body):
         if number == 3:
@@ -208,6 +162,7 @@ def test_ctrl_c_ends_all_calls_at_once_and_what_they_cost_is_stored(tmp_path):
         release.set()
         with contextlib.closing(sqlite3.connect(path)) as db:
             assert db.execute("select calls from spent").fetchall() == [(3,)]
+    signal.signal(signal.SIGINT, before)
 
 
 def test_it_can_be_asked_where_a_loop_runs_as_in_a_notebook():
@@ -272,86 +227,6 @@ def test_words_without_mass_leave_the_verdict_to_the_text():
         return probability({"choices": [choice]}, ("yes", "no"))
 
     assert (said(0.009), said(0.011)) == (0.0, 1.0)
-
-
-def test_limits_end_the_run_before_they_are_passed(tmp_path):
-    path = str(tmp_path / "cache.sqlite")
-    with serving(good) as (url, requests):
-        with judging(url, max_calls=3, cache=path, concurrency=1) as judge:
-            ask(judge, "1", "2")
-            with pytest.raises(UserError, match="judge.max_calls is 3"):
-                ask(judge, "3", "4")
-        assert len(requests) == 3
-        with judging(url, max_calls=3, cache=path) as judge:  # what was spent before counts too
-            assert ask(judge, "1", "3").keep.all()
-            with pytest.raises(UserError, match="judge.max_calls"):
-                ask(judge, "5")
-        assert len(requests) == 3
-        with judging(url, max_tokens=200, concurrency=1) as judge:
-            with pytest.raises(UserError, match="judge.max_tokens is 200"):
-                ask(judge, *map(str, range(10)))
-            calls, used = judge.endpoint.spent
-            # Each took 50 by the server's count, and the next was estimated at more than what was left.
-            assert used == 50 * calls <= 200 < used + estimate(body_of("0"))
-
-
-def test_processes_with_one_cache_add_up_what_they_spend(tmp_path):
-    path = str(tmp_path / "cache.sqlite")
-    with serving(good) as (url, _), judging(url, cache=path) as one, judging(url, cache=path) as other:
-        ask(one, "1", "2")
-        ask(other, "3")
-        ask(one, "4")
-        assert one.endpoint.spent == (3, 150) and other.endpoint.spent == (1, 50)
-        with judging(url, cache=path) as later:
-            assert later.endpoint.spent == (4, 200)
-
-
-def test_a_killed_run_has_stored_its_replies_and_what_they_cost(tmp_path):
-    """Read from the file while the last call of the batch hangs."""
-    path, release = tmp_path / "cache.sqlite", threading.Event()
-
-    def behave(handler, number, body):
-        if "slow" in body["messages"][0]["content"]:
-            release.wait(60)
-        handler.reply(200, verdict(body))
-
-    def stored():
-        with contextlib.closing(sqlite3.connect(path)) as db:
-            return db.execute("select count(*), calls, tokens from spent left join replies").fetchone()
-
-    with serving(behave) as (url, _), judging(url, cache=str(path), timeout=60) as judge:
-        thread = threading.Thread(target=ask, args=(judge, "slow", "1", "2"))
-        thread.start()
-        due = time.monotonic() + 30
-        while stored()[0] < 2 and time.monotonic() < due:
-            time.sleep(0.1)
-        assert stored() == (2, 3, 100 + estimate(body_of("slow")))
-        release.set()
-        thread.join()
-        assert stored() == (3, 3, 150)
-
-
-def test_replies_are_stored_together():
-    statements = []
-    with serving(good) as (url, _), judging(url) as judge:
-        judge.endpoint._cache._db.set_trace_callback(statements.append)
-        assert ask(judge, *map(str, range(50))).keep.all()
-    commits, replies = (sum(text.startswith(word) for text in statements) for word in ("COMMIT", "insert"))
-    assert replies == 50 and commits <= 10
-
-
-def test_a_lying_count_of_tokens_changes_nothing():
-    def behave(handler, number, body):
-        usage = [{"total_tokens": -5}, {"total_tokens": "many"}, {"total_tokens": True}, {"total_tokens": 10**12}, None]
-        handler.reply(200, {**verdict(body), "usage": usage[number - 1]})
-
-    with serving(behave) as (url, _), judging(url, concurrency=1) as judge:
-        ask(judge, *"abcde")
-        assert judge.endpoint.spent == (5, 5 * estimate(body_of("a")))
-
-
-def body_of(answer):
-    return {"messages": [{"content": filled(CORRECT, "What?", (answer,))}], "max_tokens": 1}
 
 
 def test_an_answer_that_talks_to_the_judge_stays_between_its_marks():

@@ -95,6 +95,8 @@ def test_one_of_two_processes_asks_the_server(tmp_path):
         lines = [said(p) for p in both]
         assert [p.returncode for p in both] == [0, 0], lines
         assert len(requests) == 2 + 2 * 2
+    caches = [path.name for path in (tmp_path / "run").glob("*.sqlite")]
+    assert caches == ["judge.sqlite"], "as of one process, which then asks nothing again"
     rows = run_files.read(tmp_path / "run" / "rounds.jsonl")
     assert [(row["search"], row["step"]) for row in rows] == [("first", 0)] * 2 + [("search", 0)] * 2 + [
         ("search", 1)

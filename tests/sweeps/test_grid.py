@@ -66,15 +66,17 @@ def labels(*parts):
 
 
 def test_points_of_equal_labels_are_told_apart_by_what_differs():
-    rewards, data = named("reward", {"x": {"reward.name": "prob"}}), named("data", {"m": {"data.train_path": "m"}})
+    x, data = named("reward", {"x": {"reward.name": "prob"}}), named("data", {"m": {"data.train_path": "m"}})
     seeds, same = sweep("seed", (0, 1)), {"train.steps": 3, **BASE}
-    rates = labels([same], rewards, sweep("optim.lr", (1e-5, 1e-4)), seeds)
+    rates = labels([same], x, sweep("optim.lr", (1e-5, 1e-4)), seeds)
     assert rates == [{"reward": "x", "optim.lr": lr, "seed": s} for lr in ("1e-05", "0.0001") for s in "01"]
     rewards = labels([same], data, sweep("reward.name", ("prob", "log_prob")), seeds)
     assert rewards == [{"data": "m", "reward.name": n, "seed": s} for n in ("prob", "log_prob") for s in "01"]
     assert labels(sweep("config", ("a.py", "b.py"))) == [{"config": "a.py"}, {"config": "b.py"}]
     tied = labels([same], data, [{"seed": 0, "data.seed": 5}, {"seed": 1, "data.seed": 6}])
     assert tied == [{"data": "m", "seed": s} for s in "01"], "the seed tells them apart"
+    default = labels([same], x, [{}, {"optim.lr": 1e-4}])
+    assert default == [{"reward": "x", "optim.lr": lr} for lr in ("default", "0.0001")]
 
 
 def test_a_seed_of_one_value_alone_says_that_value():
