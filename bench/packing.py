@@ -37,7 +37,7 @@ from rl_likelihood.data.prompts import render
 from rl_likelihood.data.token_ids import common_ids
 from rl_likelihood.data.tokenizer import load_tokenizer
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
-from rl_likelihood.learner.packing import Whole, pack, prompt_width, real_tokens
+from rl_likelihood.learner.packing import Whole, pack, packed_prompt_width, real_tokens
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import init_reference, init_state, make_step, prompts_per_forward
 from rl_likelihood.mesh import make_mesh
@@ -161,7 +161,7 @@ def shares(runs: Sequence[Sequence[Lengths]], devices: int) -> dict[str, float]:
             size = whole.packing
             assert size is not None
             real += real_tokens(batch).sum() + (lengths.prompts - common).sum()
-            widths = batch.prompt.shape[1], up(prompt_width(longest, common, LONGEST))
+            widths = batch.prompt.shape[1], up(packed_prompt_width(longest, common, LONGEST))
             computed["padded"] += batch.completion.size + p * (widths[0] - common)
             computed["packed"] += p // size.prompts * devices * size.tokens + p * (widths[1] - common)
             wide.add((widths[0], batch.completion.shape))

@@ -87,7 +87,7 @@ def packed_prompts(tokens: Int[np.ndarray, "P"], cfg: StepConfig, total: int) ->
     return next((k for k in large if computed[k] <= 1.05 * tokens.sum()), min(large, key=lambda k: computed[k]))
 
 
-def prompt_width(longest: int, common: int, limit: int) -> int:
+def packed_prompt_width(longest: int, common: int, limit: int) -> int:
     """The width of prompts with at most `longest` tokens, of which all begin with the same `common` ones. The width is
     part of a step's size, so it has few values; the common tokens are computed only once and are not rounded up."""
     return common + rounded(longest - common, WIDTHS, limit - common)

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from rl_likelihood.model.architecture import Params
+from rl_likelihood.rollouts import judges
 from rl_likelihood.rollouts.batches import Batches, Rows, SamplerFailed, StepInput
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts
-from rl_likelihood.rollouts.judges import computes_on_sampler
 from rl_likelihood.rollouts.resample import LearnerFilter
 from rl_likelihood.run_model import rollout_model
 from rl_likelihood.runtime import distributed
@@ -46,7 +46,7 @@ class Asynchronous:
         shared = jax.local_device_count() > 1 and not batches.devices.separate
         self.lock = threading.Lock() if shared else None
         self.locked_out = 0.0  # seconds that the learner's thread has waited for the lock
-        ahead = jax.process_count() == 1 and not computes_on_sampler(batches.judge)
+        ahead = jax.process_count() == 1 and not judges.computes_on_sampler(batches.judge)
         self.grader = ThreadPoolExecutor(1, "grader") if ahead else None
         self.grades: collections.deque[tuple[int, Future]] = collections.deque()  # (number of a rollout, its grades)
         waiting, dropped = restored(saved, self._rows())
@@ -86,11 +86,11 @@ class Asynchronous:
         return rollout
 
     def _graded(self, rollout: Rollout, rows: Rows) -> tuple[HostRewards, Texts | None]:
-        """`Batches.grade` of the rollout. A judge and the graders are only ever called by one thread."""
+        """`Batches.grade` of the rollout. A judge is only ever called by one thread."""
         if self.grader is None:
             return self.batches.grade(rollout, rows)
         while self.grades and self.grades[0][0] < rollout.number:
-            self.grades.popleft()  # of rollouts that the queue dropped
+            self.grades.popleft()[1].cancel()  # of rollouts that the queue dropped
         if self.grades and self.grades[0][0] == rollout.number:
             return self.grades.popleft()[1].result()
         return self.grader.submit(self.batches.grade, rollout, rows).result()  # from a checkpoint
@@ -109,7 +109,7 @@ class Asynchronous:
         rows = b.rows(rollout.number)
         # The lock stays held for a judge on these devices: its programs must not overlap with the sampler's.
         sampled = rollout
-        free = contextlib.nullcontext() if computes_on_sampler(b.judge) else self.devices_free()
+        free = contextlib.nullcontext() if judges.computes_on_sampler(b.judge) else self.devices_free()
         with distributed.failing_together(), free:  # a judge may fail in one process alone
             graded, texts = self._graded(rollout, rows)
             batch, rollout = b.batch(rollout, rows, graded)
@@ -147,6 +147,7 @@ class Asynchronous:
         self._release()
         self.thread.join(timeout=60)
         if self.grader is not None:
+            judges.cancel(self.batches.judge)  # nobody needs its verdicts any more
             self.grader.shutdown(cancel_futures=True)
         self.batches.close()
 

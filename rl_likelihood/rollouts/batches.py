@@ -15,7 +15,7 @@ import numpy as np
 from rl_likelihood.data.order import order
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.learner.batching import alternatives_of, concat_rows, first_rows, no_chain_rows, to_batch
-from rl_likelihood.learner.packing import prompt_width
+from rl_likelihood.learner.packing import packed_prompt_width
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts import judges
@@ -100,7 +100,7 @@ class Batches:
         # tokens of prompts may be split over fsdp.
         longest = max(len(self.task.train[i].prompt_ids) for i in index)
         if self.task.config.train.packing:
-            longest = prompt_width(longest, len(self.task.common), c.max_prompt)
+            longest = packed_prompt_width(longest, len(self.task.common), c.max_prompt)
         multiple = math.lcm(c.width_multiple, self.devices.learner.shape["fsdp"]) or c.max_prompt
         width = min(c.max_prompt, -(-longest // multiple) * multiple)
         return self.task.collate(self.rows(number), number * len(index) + self.devices.prompts, width)
@@ -219,7 +219,9 @@ class Batches:
         logged = graded.logged
         if texts is None:
             texts = sampled_texts(self.task, rollout)
-            logged = logged | logged_grades(self.task, self.pool, rows, texts)
+            grades = logged_grades(self.task, self.pool, rows, texts)
+            failures = logged["grader/failures"] + grades.get("grader/failures", 0.0)
+            logged = logged | grades | {"grader/failures": failures}
         flat = [text for group in texts for text in group]
         # Only the exact tag counts: "</thought>" is another one.
         closed = [self.task.fmt.think_close in text for text in flat]

@@ -96,6 +96,7 @@ class Endpoint:
         self._client = functools.partial(httpx.AsyncClient, headers=headers, timeout=None, limits=most)
         self._cache = _Cache(cache, f"{limits}cache")
         self._refusal: UserError | None = None
+        self._cancelled = False
 
     def ask(self, bodies: Sequence[dict[str, Any]], read: Read, path: str = CHAT) -> list[Any]:
         """The value of each reply, None for a failed call. Equal bodies are sent once. `read` gets a reply's value."""
@@ -130,6 +131,10 @@ class Endpoint:
         kinds = ", ".join(f"{kind}: {n}" for kind, n in self.failures.most_common())
         return f"{counted(self.failures.total(), 'call')} to {self.settings.model} failed ({kinds})" if kinds else ""
 
+    def cancel(self) -> None:
+        """From any thread: running calls end within `SAVE_EVERY` seconds and later ones at once, without a value."""
+        self._cancelled = True
+
     def close(self) -> None:
         """Closes the cache."""
         self._cache.close()
@@ -155,7 +160,7 @@ class Endpoint:
             jobs = {asyncio.create_task(self._one(limit, post, body, read)): key for key, body in bodies.items()}
             pending = set(jobs)
             try:
-                while pending:
+                while pending and not self._cancelled:
                     done, pending = await asyncio.wait(pending, timeout=SAVE_EVERY)
                     self._keep({jobs[job]: job for job in done}, cached)
             finally:

@@ -64,11 +64,14 @@ def answers_in(task: Task, texts: Texts) -> list[list[str | None]]:
 
 
 def logged_grades(task: Task, pool: Pool, rows: list[EncodedExample], texts: Texts) -> dict[str, float]:
-    """`exact_match` of the sampled answers, if answers are sampled: a metric under any reward."""
+    """`exact_match` of the sampled answers, if answers are sampled: a metric under any reward. Answers that a grader of
+    that name in reward.file could not grade are left out and counted."""
     if not task.config.sampled_answer:
         return {}
     marks = pool.grade_groups("exact_match", [row.example for row in rows], answers_in(task, texts))
-    return {"reward/exact_match": float(np.asarray(marks, np.float32).mean())}
+    known = [mark for group in marks for mark in group if mark is not None]
+    failures = len(rows) * len(marks[0]) - len(known)
+    return {"reward/exact_match": float(np.mean(known)) if known else math.nan, "grader/failures": float(failures)}
 
 
 def responses(task: Task, rollout: Rollout, rows: list[EncodedExample], texts: Texts) -> Texts:
@@ -98,7 +101,8 @@ def host_rewards(
 ) -> HostRewards:
     """The rewards that the host computes. `texts`: `sampled_texts`, or None if nothing reads them.
 
-    A row on which a grader hung or crashed is neither right nor wrong: it is dropped, and counted in grader/failures.
+    A row on which a reward's grader hung or crashed is neither right nor wrong: it is dropped. All failures of graders
+    are counted in grader/failures.
     """
     c = task.config
     terms = c.reward.host_terms

@@ -32,6 +32,10 @@ class HttpJudge:
         values = np.array([math.nan if x is None else x for x in replies], np.float32).reshape(len(questions), -1)
         return Verdicts(values, np.isfinite(values), 0)
 
+    def cancel(self) -> None:
+        """From any thread: ends the calls of `ask`, whose rows then have no verdict."""
+        self.endpoint.cancel()
+
     def close(self) -> None:
         """Closes the connections."""
         self.endpoint.close()

@@ -159,6 +159,13 @@ def computes_on_sampler(judge: AnyJudge | None) -> bool:
     return isinstance(_asked(judge), LocalJudge | SimilarAnswers)
 
 
+def cancel(judge: AnyJudge | None) -> None:
+    """Ends the calls of an HTTP judge that another thread asks."""
+    inner = _asked(judge)
+    if isinstance(inner, HttpJudge):
+        inner.cancel()
+
+
 def close(judge: AnyJudge | None) -> None:
     """Closes the connections of an HTTP judge."""
     inner = _asked(judge)

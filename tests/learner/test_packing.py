@@ -271,8 +271,13 @@ def test_sizes_are_few():
 
 
 def test_prompts_have_few_widths_after_their_common_beginning():
-    assert {packing.prompt_width(n, 0, 200) for n in range(129, 257)} == {184, 200}
-    assert {packing.prompt_width(n, 140, 999) for n in range(150, 180)} == {140 + 16, 140 + 24, 140 + 32, 140 + 48}
+    assert {packing.packed_prompt_width(n, 0, 200) for n in range(129, 257)} == {184, 200}
+    assert {packing.packed_prompt_width(n, 140, 999) for n in range(150, 180)} == {
+        140 + 16,
+        140 + 24,
+        140 + 32,
+        140 + 48,
+    }
 
 
 def test_padding_is_cut_and_rows_are_no_wider_than_allowed():

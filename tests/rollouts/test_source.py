@@ -1,6 +1,7 @@
 """Where a run's batches come from: sampled in turn, sampled ahead, or given."""
 
 import contextlib
+import threading
 import time
 
 import numpy as np
@@ -10,6 +11,7 @@ from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.order import order
 from rl_likelihood.data.tokenizer import save_tokenizer
+from rl_likelihood.grading import graders
 from rl_likelihood.rollouts.asynchronous import Asynchronous
 from rl_likelihood.rollouts.judges import judge_of
 from rl_likelihood.rollouts.source import Given, Synchronous, make_source
@@ -19,6 +21,7 @@ from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.task import load
 from rl_likelihood.weights import files
 from tests.runs import run, small_config
+from tests.servers import serving, verdict
 from tests.small import random_params
 
 
@@ -107,6 +110,34 @@ def test_grades_of_dropped_rollouts_are_given_to_no_other(tmp_path):
         given = source.next(5, params)  # what was sampled before is too old
         assert given.rollout.number > first and source.queue.dropped
         assert_own_grades(source, given)
+
+
+def test_a_server_judges_ahead_of_the_learner_and_is_not_waited_for_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(graders, "extract_answer", lambda text, fmt: text)  # random weights write no answer
+    hangs, release = threading.Event(), threading.Event()
+
+    def behave(handler, number, body):
+        if hangs.is_set():
+            release.wait(60)
+        handler.reply(200, verdict(body))
+
+    with serving(behave) as (url, requests):
+        asked = {"reward__name": "judge", "judge__model": url, "judge__name": "m", "judge__timeout": 60.0}
+        with made_source(tmp_path, sampler__max_staleness=1, **asked) as (source, _, params):
+            source.next(0, params)
+            with source.devices_free():
+                while not source.grades or not source.grades[0][1].done():
+                    time.sleep(0.01)
+            hangs.set()
+            before = len(requests)
+            source.next(1, params)  # its verdicts were there
+            with source.devices_free():
+                while len(requests) == before:
+                    time.sleep(0.01)
+            start = time.monotonic()
+        assert time.monotonic() - start < 20
+        release.set()
 
 
 class SlowLock:
