@@ -50,6 +50,8 @@ class Asynchronous:
         self.grader = ThreadPoolExecutor(1, "grader") if ahead else None
         self.grades: collections.deque[tuple[int, Future]] = collections.deque()  # (number of a rollout, its grades)
         waiting, dropped = restored(saved, self._rows())
+        for rollout in waiting:
+            self._grade_ahead(rollout)
         self.queue = RolloutQueue(c.sampler.queue_depth, c.sampler.max_staleness, waiting, dropped)
         self.box = WeightBox()
         self._acquire()
@@ -81,19 +83,21 @@ class Asynchronous:
         b = self.batches
         with self.lock or contextlib.nullcontext():
             rollout = b.sample(number, weights, version)
+        self._grade_ahead(rollout)
+        return rollout
+
+    def _grade_ahead(self, rollout: Rollout) -> None:
+        b, number = self.batches, rollout.number
         if self.grader is not None:
             self.grades.append((number, self.grader.submit(b.grade, rollout, b.rows(number))))
-        return rollout
 
     def _graded(self, rollout: Rollout, rows: Rows) -> tuple[HostRewards, Texts | None]:
         """`Batches.grade` of the rollout. A judge is only ever called by one thread."""
         if self.grader is None:
             return self.batches.grade(rollout, rows)
-        while self.grades and self.grades[0][0] < rollout.number:
+        while self.grades[0][0] < rollout.number:
             self.grades.popleft()[1].cancel()  # of rollouts that the queue dropped
-        if self.grades and self.grades[0][0] == rollout.number:
-            return self.grades.popleft()[1].result()
-        return self.grader.submit(self.batches.grade, rollout, rows).result()  # from a checkpoint
+        return self.grades.popleft()[1].result()
 
     def next(self, step: int, params: Params, by_learner: LearnerFilter | None = None) -> StepInput:
         b, judging = self.batches, -self.batches.device_seconds

@@ -78,7 +78,7 @@ def assert_own_grades(source, given):
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_rollout_is_graded_as_soon_as_it_is_sampled(resumed, tmp_path):
-    """A resumed run grades those of its checkpoint when it takes them."""
+    """A resumed run grades those of its checkpoint first."""
     with made_source(tmp_path, **ahead_of_learner(tmp_path, 2)) as (source, task, params):
         source.next(0, params)
         with source.devices_free():
@@ -93,6 +93,7 @@ def test_a_rollout_is_graded_as_soon_as_it_is_sampled(resumed, tmp_path):
             return
     again = make_source(task, devices, tmp_path, 1, saved)
     try:
+        assert [number for number, _ in again.grades][:2] == [1, 2]
         given = again.next(1, params)
         assert given.rollout.number == 1
         assert_own_grades(again, given)
