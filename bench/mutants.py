@@ -249,7 +249,7 @@ MUTANTS = [
         "start + dropped",
         f"{BATCHES} -k waiting",
     ),
-    Mutant("rollouts/batches.py", '("grader/failures", ', "(", f"{BATCHES} -k counts_are_summed"),
+    Mutant("rollouts/batches.py", '("grader/failures", "env', '("env', f"{BATCHES} -k counts_are_summed"),
     # checkpoints
     Mutant(
         "runtime/checkpoint.py",
@@ -292,7 +292,7 @@ MUTANTS = [
     Mutant("grading/tree.py", "fits = sum(angles) == 1 and", "fits = any(angles) and", ANSWERS),
     Mutant("grading/units.py", " and left[0] != unit", "", ANSWERS),
     Mutant("grading/names.py", "simple and len(set(terms)) == len(terms)", "simple", ANSWERS),
-    Mutant("grading/names.py", "answers and names != sorted(names)", "False", ANSWERS),
+    Mutant("grading/names.py", "answers and names not in (sorted(names), _SPHERICAL)", "False", ANSWERS),
     Mutant("grading/text.py", "if _STATED.search(m[0]) else None", "", CHOICES),
     Mutant(
         "grading/text.py", "(value, 100 * value) if goal_percent else (value", "(value, 100 * value, value", CHOICES

@@ -10,7 +10,6 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rl_likelihood.mesh import make_mesh
-from rl_likelihood.model import head as fused
 from rl_likelihood.model.head import CACHED, LANES, TokenStats, _block, logits, token_stats
 from tests.small import OPTIMIZED
 
@@ -216,7 +215,7 @@ def test_without_a_chunk_the_blocks_are_what_a_cache_holds(vocab):
 
 @pytest.mark.parametrize("scale", [None, np.linspace(0.5, 2, N, dtype=np.float32)], ids=["plain", "temperature"])
 def test_logits_that_are_kept_give_the_gradients_of_those_computed_again(scale, monkeypatch):
-    monkeypatch.setattr(fused, "CACHED", 200)  # several blocks, of which the last two overlap
+    monkeypatch.setattr("rl_likelihood.model.head.CACHED", 200)  # several blocks, of which the last two overlap
     args = inputs(seed=3)
 
     def loss(hidden, head):
@@ -224,7 +223,7 @@ def test_logits_that_are_kept_give_the_gradients_of_those_computed_again(scale, 
 
     largest, grads = [], []
     for limit in (0, N * V):
-        monkeypatch.setattr(fused, "KEPT", limit)
+        monkeypatch.setattr("rl_likelihood.model.head.KEPT", limit)
         gradient = jax.grad(lambda *x: loss(*x), (0, 1))
         largest.append(max(traced_sizes(jax.make_jaxpr(gradient)(*args[:2]).jaxpr)))
         grads.append(jax.jit(gradient)(*args[:2]))
