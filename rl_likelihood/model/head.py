@@ -60,7 +60,7 @@ def token_stats(
     parts = axis_shards("vocab", head.shape[0])
     size = _block(head.shape[0] // parts, targets.size, chunk)
     keep = not chunk and on_cpu() and targets.size * head.shape[0] <= KEPT
-    return TokenStats(*_stats(hidden, head, targets, scale, parts, size, keep))
+    return TokenStats(*_stats(hidden, head, targets, scale, Scan(parts, size, keep)))
 
 
 def _block(columns: int, tokens: int, chunk: int) -> int:
@@ -75,6 +75,14 @@ def _block(columns: int, tokens: int, chunk: int) -> int:
 def logits(hidden: Float[AnyArray, "... D"], head: Float[AnyArray, "V D"]) -> Float[Array, "... V"]:
     """hidden W^T in float32. Use it only for few tokens, as in a decode step."""
     return jnp.einsum("...d,vd->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+class Scan(NamedTuple):
+    """How the vocabulary is scanned."""
+
+    parts: int  # devices over which it is split
+    size: int  # columns of a block in each part
+    keep: bool  # whether the logits are kept for the backward pass
 
 
 class Block(NamedTuple):
@@ -111,13 +119,14 @@ def _blocks(hidden, head, targets, scale, parts: int, size: int):
     return -(-columns // size), block
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _stats(hidden, head, targets, scale, parts, size, keep):
-    return _forward(hidden, head, targets, scale, parts, size, False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _stats(hidden, head, targets, scale, scan):
+    return _forward(hidden, head, targets, scale, scan._replace(keep=False))[0]
 
 
-def _forward(hidden, head, targets, scale, parts, size, keep):
-    """(the statistics, the logits of all blocks if `keep`, else None)."""
+def _forward(hidden, head, targets, scale, scan):
+    """(the statistics, the logits of all blocks if `scan.keep`, else None)."""
+    parts, size, keep = scan
     mean_row = head.astype(hidden.dtype).astype(jnp.float32).mean(0)
     count, block = _blocks(hidden, head, targets, scale, parts, size)
 
@@ -144,12 +153,13 @@ def _forward(hidden, head, targets, scale, parts, size, keep):
     return TokenStats(target - top - log_total, top + log_total, log_total - sum_z / total, certainty), kept
 
 
-def _stats_fwd(hidden, head, targets, scale, parts, size, keep):
-    stats, kept = _forward(hidden, head, targets, scale, parts, size, keep)
+def _stats_fwd(hidden, head, targets, scale, scan):
+    stats, kept = _forward(hidden, head, targets, scale, scan)
     return stats, (hidden, head, targets, scale, stats.logsumexp, stats.entropy, kept)
 
 
-def _stats_bwd(parts, size, keep, saved, grad):
+def _stats_bwd(scan, saved, grad):
+    parts, size, _ = scan
     hidden, head, targets, scale, lse, entropy, kept = saved
     count, block = _blocks(hidden, head, targets, scale, parts, size)
     lead = (-1,) if context_shards() == 1 else targets.shape  # merging split tokens would move them between devices
