@@ -8,6 +8,7 @@ numbers of it.
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -167,7 +168,7 @@ def _records(
         return
     c = task.config
     at_once = min(c.eval.batch_prompts, c.eval.batch_prompts * (1 + c.eval.samples) // (1 + samples))
-    size = batch_size(min(max(at_once, 1), n - first), e.devices)
+    size = batch_size(even_size(n - first, max(at_once, 1)), e.devices)
     graded = c.eval.grader != "none"
     answered = graded or c.eval.texts != "none"
     width = max(c.prompt.max_prompt, *(len(r.prompt_ids) for r in e.rows[:n]))
@@ -202,6 +203,11 @@ def _records(
             batch = batch._replace(swapped=swapped, logp=logp[0], initial=logp[1] if len(logp) > 1 else None)
         yield [_record(task, batch, i, samples, trained) for i in range(min(len(batch.rows), n - batch.first))]
         progress.note = sampling
+
+
+def even_size(n: int, most: int) -> int:
+    """The size of as few batches of at most `most` rows as hold `n` rows, so that little of the last one is padding."""
+    return math.ceil(n / math.ceil(n / most))
 
 
 def _record(task: Task, batch: Batch, i: int, samples: int, trained: texts.Runs) -> Record:

@@ -14,7 +14,7 @@ import pytest
 
 from rl_likelihood.config import build
 from rl_likelihood.evaluation import statistics
-from rl_likelihood.evaluation.evaluate import Evaluation, _scores, tokens_before_tags, votes
+from rl_likelihood.evaluation.evaluate import Evaluation, _scores, even_size, tokens_before_tags, votes
 from rl_likelihood.grading.graders import extract_answer
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.model import splash
@@ -200,11 +200,16 @@ def test_neither_batch_nor_number_of_questions_nor_of_samples_changes_a_chain(tm
             assert r["swapped"] == (s["swapped"] and pytest.approx(s["swapped"], abs=1e-3))
 
 
+def test_batches_are_even_so_that_the_last_is_not_padding():
+    sizes = {(15, 10): 8, (16, 16): 16, (17, 16): 9, (3, 10): 3, (5, 1): 1, (96, 48): 48, (100, 48): 34}
+    assert {(n, most): even_size(n, most) for n, most in sizes} == sizes
+
+
 def test_one_program_reads_the_prompts_with_and_without_a_chain():
     task, params = task_of(eval__samples=1, eval__batch_prompts=3, eval__prompts=3)
-    before = engine.prefill_jit._cache_size()
+    engine.prefill_jit.clear_cache()
     evaluated(task, params, task.heldout)
-    assert engine.prefill_jit._cache_size() == before + 1
+    assert engine.prefill_jit._cache_size() == 1
 
 
 def test_the_keys_of_evaluation_are_never_those_of_training(tmp_path):
