@@ -275,8 +275,9 @@ class Config:
         """The critic of adversarial training that is another model; None without one."""
         if self.reward.judged != "adversarial" or self.raro:
             return None
-        a = self.adversarial
-        return dataclasses.replace(a, optimizer=dataclasses.replace(self.optimizer, lr=a.lr))
+        a, policy = self.adversarial, self.optimizer
+        updates = {name: getattr(policy, name) * a.steps for name in ("warmup_steps", "total_steps")}
+        return dataclasses.replace(a, optimizer=dataclasses.replace(policy, lr=a.lr, **updates))
 
     @property
     def raro(self) -> bool:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rl_likelihood.config import build
 from rl_likelihood.data import judged_text
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.judged_text import SCORE, Reader
@@ -18,7 +19,7 @@ from rl_likelihood.errors import UserError
 from rl_likelihood.learner import adversarial, reward_step
 from rl_likelihood.learner.adversarial import optimizers_of
 from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge, word_logits
-from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
+from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer, schedule
 from rl_likelihood.learner.reward_step import PreferenceConfig, make_reward_step
 from rl_likelihood.learner.rows import CriticConfig
 from rl_likelihood.learner.step import init_state, make_step, state_shardings
@@ -28,6 +29,7 @@ from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.shapes import Compared, Example, Judged
 from rl_likelihood.training.session import refuse_nan
+from tests.runs import small_config
 from tests.small import one_device, random_batch, random_params, rewarded, tiny
 
 P, G = 4, 3
@@ -69,13 +71,16 @@ def close(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=3e-5), a, b)
 
 
-def test_it_is_the_critics_step_and_then_the_policys():
-    critic, mesh = dataclasses.replace(CRITIC, replay=0), one_device()
+@pytest.mark.parametrize("steps", [1, 3])
+def test_it_is_the_critics_updates_and_then_the_policys(steps):
+    critic, mesh = dataclasses.replace(CRITIC, replay=0, steps=steps), one_device()
     state, out, rows = stepped(critic, BATCH.replace(host_rewards={}, compared=PAIRS), mesh)
     optimizers = optimizers_of(critic)
     alone = make_reward_step(MODEL, PreferenceConfig(), optimizers, mesh, PAIRS)
     with using(mesh):
-        of_critic, told = alone(reward_step.init_state(random_params(MODEL), optimizers), PAIRS)
+        of_critic = reward_step.init_state(random_params(MODEL), optimizers)
+        for _ in range(steps):
+            of_critic, told = alone(of_critic, PAIRS)
     close(state.critic, of_critic)
     assert out["critic/loss"] == told["loss/preference"] and out["critic/accuracy"] == told["preference/accuracy"]
     judge = make_judge(Judge("critic", MODEL))
@@ -88,6 +93,16 @@ def test_it_is_the_critics_step_and_then_the_policys():
     with using(mesh):
         want, _, _ = policy(init_state(random_params(MODEL), OPTIMIZER, cfg), None, paid)
     close(state.params, want.params)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+def test_the_critics_schedule_ends_with_the_policys(name):
+    changes = {"adversarial__steps": 4, "adversarial__lr": 1e-3, "optim__schedule": name, "optim__warmup_steps": 5}
+    c = build(small_config(reward__name="adversarial", train__steps=50, **changes))
+    critic, policy = schedule(c.critic.optimizer), schedule(c.optimizer)
+    shares = [(float(critic(4 * step)) / 1e-3, float(policy(step)) / c.optim.lr) for step in range(5, 50)]
+    assert all(ours == pytest.approx(theirs, abs=1e-6) for ours, theirs in shares)
+    assert float(critic(4 * 50 - 1)) > 0
 
 
 @pytest.mark.parametrize("advantage", ["loo", "std"])
