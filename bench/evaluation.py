@@ -3,11 +3,11 @@
     make bench        (or: python -m bench.evaluation [--questions=200] [--batch=50] [--rounds=3] [--small])
 
 `ratio` is the time of an evaluation over the time in which the sampler alone makes the same tokens: one call with all
-questions and as many rows at once, alternating with the evaluations. Evaluation also decodes texts, extracts and grades
-answers, fingerprints the weights, writes records and computes intervals. The target is a ratio of at most 1.2.
-SmolLM2-135M-Instruct does sums with two worked examples; its chains have 5 to 48 tokens, so waiting for the longest
-would show. --small uses two layers of random weights, to check that it runs. cpu_ratio compares processor time, for
-machines that are busy with other work.
+questions and as many rows at once, alternating with the evaluations. Nothing is scored (eval.samples=0), unlike in an
+evaluation with sampled chains. Evaluation also decodes texts, extracts and grades answers, fingerprints the weights,
+writes records and computes intervals. The target is a ratio of at most 1.2. SmolLM2-135M-Instruct does sums with two
+worked examples; its chains have 5 to 48 tokens, so waiting for the longest would show. --small uses two layers of
+random weights, to check that it runs. cpu_ratio compares processor time, for machines that are busy with other work.
 """
 
 from __future__ import annotations

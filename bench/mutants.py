@@ -239,7 +239,7 @@ MUTANTS = [
         "request.first_chain",
         "sampler/test_engine.py -k one_program",
     ),
-    Mutant("sampler/decode.py", "| (opened > cfg.max_chain)", "", "sampler/test_decode.py -k stands_between"),
+    Mutant("sampler/decode.py", "| (opened > cfg.max_chain)", "", "sampler/test_splice.py -k stands_between"),
     Mutant(
         "sampler/queue.py", "step - rollout.version <= self", "step - rollout.version < self", "sampler/test_queue.py"
     ),

@@ -5,12 +5,12 @@
     python -m bench.packing --rounds=3 [--model=W10] [--group=16] [--longest=1024]
 
 First a table: tokens that matrix products compute (attention is not counted) over real ones, prompts included, as rows
-are padded by default (to a multiple of 16) and packed, and how many sizes of the step a run asks for. Lengths are
-log-normal (mean 300, at most 1,024), or the reference solutions of GSM8K after its bare questions, both in a run of 100
-batches; or those of chains that the grid's report recorded, after the prompts of configs/cpu_grid.py. The beginning
-that these share is computed once and not counted. One device is a CPU; eight have one micro-batch. `--cost` compiles
-one batch of the log-normal lengths, padded and packed: operations and memory by XLA, nothing is run. `--rounds` times
-both steps, alternating.
+are padded with sampler.width_multiple=16 and packed (by default rows are as wide as possible), and how many sizes of
+the step a run asks for. Lengths are log-normal (mean 300, at most 1,024), or the reference solutions of GSM8K after
+its bare questions, both in a run of 100 batches; or those of chains that the grid's report recorded, after the prompts
+of configs/cpu_grid.py. The beginning that these share is computed once and not counted. One device is a CPU; eight
+have one micro-batch. `--cost` compiles one batch of the log-normal lengths, padded and packed: operations and memory
+by XLA, nothing is run. `--rounds` times both steps, alternating.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from rl_likelihood.shapes import CHAIN, PAD, Batch, Example
 from rl_likelihood.weights import assets
 
 MEAN, LONGEST = 300, 1024
-MULTIPLE = 16  # of the width of rows, as configs have it
+MULTIPLE = 16  # of the width of rows
 BATCHES = 100
 PROMPT = (80, 180)  # tokens of a prompt, uniform
 MODEL = "smollm2-135m-instruct"

@@ -1,4 +1,4 @@
-"""About a minute on two CPU cores, no download: 25 thousand random weights learn to think before they answer.
+"""25 thousand random weights learn to think before they answer: no download, about a minute on two cores (not timed).
 
     python -m rl_likelihood.train --config=configs/tiny.py --workdir=runs/tiny
 

@@ -108,7 +108,7 @@ class Rollout(struct.PyTreeNode):
     truncated: Bool[np.ndarray, "P G"]
     version: int = struct.field(pytree_node=False, default=0)
     number: int = struct.field(pytree_node=False, default=0)  # its index in the stream of batches
-    seconds: float = struct.field(pytree_node=False, default=0.0)  # sampling time
+    seconds: float = struct.field(pytree_node=False, default=0.0)  # of sampling, until its ids were on the host
     outcomes: Outcomes | None = None  # of conversations with an environment
 
 

@@ -69,7 +69,8 @@ def no_chain_rows(prompts: Prompts, scaffold: tuple[int, ...], pad_id: int) -> N
 def concat_rows(*rollouts: Rollout) -> Rollout:
     """Joins rollouts of the same prompts and width T: each prompt's group then has the rows of all of them."""
     fields = ({k: getattr(rollout, k) for k in ROW_FIELDS} for rollout in rollouts)
-    return rollouts[0].replace(**jax.tree.map(lambda *parts: np.concatenate(parts, 1), *fields))
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts, 1), *fields)
+    return rollouts[0].replace(**joined, seconds=sum(rollout.seconds for rollout in rollouts))
 
 
 def alternatives_of(answers: Sequence[Answers], count: int, width: int, pad_id: int) -> Alternatives:

@@ -265,7 +265,8 @@ def reference_shardings(mesh: Mesh, model: ModelConfig, lora: LoraConfig | None 
 def init_reference(params: Params, mesh: Mesh, model: ModelConfig, cfg: StepConfig) -> Params | None:
     """The reference model or the base of adapters, as `make_step` takes it; None if the step needs neither.
 
-    A reference never changes, so its layers are unstacked once. The policy's layers are unstacked in every step.
+    A reference never changes, so its layers are unstacked and its numbers rounded to `model.compute_dtype` once. The
+    policy's are in every step.
     """
     if not cfg.with_frozen:
         return None
@@ -274,9 +275,10 @@ def init_reference(params: Params, mesh: Mesh, model: ModelConfig, cfg: StepConf
             return as_base(params, cfg.lora)
         at = reference_shardings(mesh, model, cfg.lora)
         return jax.jit(lambda p: as_base(p, cfg.lora), out_shardings=at)(params)
-    if model.scan_layers:
+    if model.scan_layers and model.compute_dtype == "float32":
         return params
-    return jax.jit(lambda p: unstacked(model, p)[0], out_shardings=reference_shardings(mesh, model))(params)
+    stored = lambda p: jax.tree.map(lambda x: x.astype(model.compute_dtype), unstacked(model, p)[0])
+    return jax.jit(stored, out_shardings=reference_shardings(mesh, model))(params)
 
 
 def judge_shardings(mesh: Mesh, model: ModelConfig, by_words: bool) -> JudgeParams:

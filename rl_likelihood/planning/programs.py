@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from rl_likelihood.learner.judge import JudgeParams
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_reference, init_state, make_step, reference_shardings, state_shardings
 from rl_likelihood.mesh import local_bytes, replicated, sharding
@@ -100,6 +101,7 @@ def trace_step(plan: Plan) -> Any:
     state, reference = _state_and_reference(plan)
     judge = planned_judge(c, plan.judge) if c.judge_in_step else None
     which, more = (None, ()) if judge is None else (judge.judge, (judge.params,))
+    more = (JudgeParams(reference),) if judge is not None and c.judge.model == "initial" else more
     with using(mesh):
         return make_step(model, cfg, optimizer, mesh, batch, which).trace(state, reference, batch, *more)
 

@@ -1,5 +1,6 @@
 """What a run writes as it goes, and the console line of a step. The files are the record; wandb is a copy."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,15 +49,16 @@ class MetricsWriter:
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl: scalars by name, after `step` updates."""
-        self._copy(step, append(self.workdir / METRICS, {"step": int(step), **values}), "")
+        self._copy(step, append(self.workdir / METRICS, {"step": int(step), **values})[0], "")
 
     def eval(self, step: int, values: dict[str, Any]) -> None:
         """One line of eval.jsonl; in wandb under eval/."""
-        self._copy(step, append(self.workdir / EVAL, {"step": int(step), **values}), "eval/")
+        self._copy(step, append(self.workdir / EVAL, {"step": int(step), **values})[0], "eval/")
 
-    def sample(self, step: int, row: dict[str, Any]) -> None:
-        """One line of samples.jsonl: a prompt, its chain, and the numbers that belong to them."""
-        append(self.workdir / SAMPLES, {"step": int(step), **row})
+    def samples(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Lines of samples.jsonl, each a prompt, its chain, and the numbers that belong to them. One write a step."""
+        if rows:
+            append(self.workdir / SAMPLES, *({"step": int(step), **row} for row in rows))
 
     def status(self, state: str, step: int, error: str = "") -> None:
         """Replaces STATUS; `error` is the sentence that ended a failed run."""

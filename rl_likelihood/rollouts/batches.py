@@ -114,8 +114,7 @@ class Batches:
 
     def sample(self, number: int, weights: Params, version: int) -> Rollout:
         """Rollout `number`. All rows share one random key; each row's own key is folded from it by uid."""
-        start, chains = time.perf_counter(), self.devices.chains
-        prompts = self.collate(number)
+        chains, prompts = self.devices.chains, self.collate(number)
         width = prompts.tokens.shape[1]
         if self._widths and width not in self._widths:  # the first compilation is part of the first step
             say(f"compiles the sampler for prompts of {width} tokens, shape {len(self._widths) + 1}")
@@ -127,7 +126,7 @@ class Batches:
             rollout = self._sample_both(number, weights, prompts)
         else:
             rollout = decode.sample(weights, prompts, self.task.key(SAMPLE), cfg)
-        return rollout.replace(version=version, number=number, seconds=time.perf_counter() - start)
+        return rollout.replace(version=version, number=number)
 
     def _sample_both(self, number: int, weights: Params, prompts: Prompts) -> Rollout:
         """Samples the first chains of each group after the prompt, and the last ones after the posterior prompt. A

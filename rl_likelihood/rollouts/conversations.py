@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -80,7 +81,7 @@ class Conversations:
     ) -> Rollout:
         """A conversation for each of the G rows of every prompt. `cfg.slots`: conversations that run at the same time
         (`turns.at_once`). A row's ids do not depend on it."""
-        g = cfg.group_size
+        start, g = time.perf_counter(), cfg.group_size
         new_conversations = iter(self.begin([row for row in rows for _ in range(g)]))
         played = [[next(new_conversations) for _ in range(g)] for _ in rows]
         p_step, g_step = turns.at_once(len(rows), g, cfg.slots, mesh_of(weights))
@@ -89,7 +90,8 @@ class Conversations:
                 part = [group[j : j + g_step] for group in played[i : i + p_step]]
                 part_prompts = jax.tree.map(lambda x, i=i: x[i : i + p_step], prompts)
                 self._play(weights, request_of(part_prompts, key, cfg, NO_STOP, range(j, j + len(part[0]))), part, cfg)
-        return self.rollout(prompts, played, cfg.width_multiple)
+        seconds = time.perf_counter() - start
+        return self.rollout(prompts, played, cfg.width_multiple).replace(seconds=seconds)
 
     def begin(self, rows: Sequence[EncodedExample]) -> list[Conversation]:
         """A new conversation for each row, before its first message."""

@@ -9,7 +9,6 @@ pairs with earlier answers (`Config.prompts_per_question`). G chains are sampled
 from __future__ import annotations
 
 import math
-import time
 
 import jax
 import numpy as np
@@ -33,7 +32,7 @@ from rl_likelihood.task import CRITIC, Task
 def with_critic(b: Batches, drawn: Drawn, weights: Params) -> Drawn:
     """The drawn questions, each followed by its critic's prompts, with the rewards of both. `texts` and `logged` stay
     those of the questions. It samples as many prompts at a time as there are questions."""
-    task, c, start = b.task, b.task.config, time.perf_counter()
+    task, c = b.task, b.task.config
     assert isinstance(b.judge, Experts) and drawn.texts is not None
     answers = [[graders.extract_answer(text, task.fmt) for text in group] for group in drawn.texts]
     seen = bool(b.judge.seen)  # before `pairs` adds to it
@@ -53,7 +52,7 @@ def with_critic(b: Batches, drawn: Drawn, weights: Params) -> Drawn:
     rewards = np.concatenate([policy[:, None, :group], critic], 1).astype(np.float32)  # [P, questions and pairs, G]
     logged = drawn.graded.logged | measured(verdict, pairs.expert, group, seen)
     logged |= {"judge/cut": float(cut), "grader/failures": sum(d.graded.logged["grader/failures"] for d in parts)}
-    seconds = drawn.rollout.seconds + time.perf_counter() - start
+    seconds = sum(part.rollout.seconds for part in parts)
     return _joined(parts, rewards, logged, task.fmt.pad_id, seconds)
 
 

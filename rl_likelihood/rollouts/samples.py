@@ -26,15 +26,17 @@ def write_samples(task: Task, devices: Devices, writer, step: int, step_input: S
         return
     n = min(len(step_input.rows), max(c.sample_prompts if to_file else 0, int(to_console)))
     values = {k: v[task.config.own_prompts(devices.prompts)[:n]] for k, v in per_row.items()}
+    rows = []
     for i in range(n):
         for j in range(step_input.rollout.segment.shape[1]):
             row = sample_of(task, step_input, values, i, j)
             if to_file and i < c.sample_prompts:
-                writer.sample(step, row)
+                rows.append(row)
             if to_console and i == j == 0:
                 chain = row["chain"].removesuffix(task.fmt.answer_open).rstrip().removesuffix(task.fmt.think_close)
                 prompt, chain, answer = map(excerpt, (row["prompt"], chain, row["reference_answer"]))
                 say(f"    {prompt}  {chain}  [{answer}]  reward {row['reward']:.2f}")
+    writer.samples(step, rows)
 
 
 def sample_of(task: Task, step_input: StepInput, values: dict[str, np.ndarray], i: int, j: int) -> dict[str, Any]:

@@ -51,19 +51,21 @@ def plain(value: Any) -> tuple[Any, int]:
     return _number(float(str(array.astype(np.float32)[()])))
 
 
-def append(path: str | Path, row: dict[str, Any]) -> dict[str, Any]:
-    """Appends `row` (numbers, strings, arrays, nested, with an integer `step`) as one line. Returns the written row.
+def append(path: str | Path, *rows: dict[str, Any]) -> list[dict[str, Any]]:
+    """Appends `rows` (numbers, strings, arrays, nested, each with an integer `step`), one line each. Returns what was
+    written.
 
     A non-finite number is written as null, so that the file stays valid JSON, and counted in `metrics/non_finite`.
     """
-    written, bad = plain(row)
-    if bad:
-        written["metrics/non_finite"] = bad
-    line = json.dumps(written, allow_nan=False, ensure_ascii=False) + "\n"
+    written = []
+    for row in rows:
+        values, bad = plain(row)
+        written.append(values | {"metrics/non_finite": bad} if bad else values)
+    lines = [json.dumps(values, allow_nan=False, ensure_ascii=False) + "\n" for values in written]
     try:
         with open(path, "ab+") as f:
             _end_last_line(f)
-            f.write(line.encode())
+            f.write("".join(lines).encode())
     except OSError as e:
         raise cannot_write(path, e) from e
     return written

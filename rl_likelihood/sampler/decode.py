@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import time
 from collections.abc import Collection
 from typing import Literal
 
@@ -20,7 +21,7 @@ from rl_likelihood.model.decoding import Cache, aligned_positions, decode_step, 
 from rl_likelihood.sampler import engine
 from rl_likelihood.sampler.draw import Cut, Ends, Request, choose, own_rows, request_specs, row_keys, split_axes, spread
 from rl_likelihood.sampler.stop import first_match, stop_table
-from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts, Rollout
+from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts, Rollout
 
 # Initial length of the rows' caches in `generate`. It doubles, so that a step then reads at most twice
 # what is filled.
@@ -49,7 +50,8 @@ class SamplerSettings:
     temperature: float = field(1.0, "the policy is the distribution at this temperature", least=1e-3, most=1e3)
     slots: int = field(
         0,
-        "completions that a process decodes at once, on all its devices; when one stops, the next starts; 0: all",
+        "completions that a process decodes at once, on all its devices; when one stops, the next starts; each reads "
+        "its own copy of its prompt's keys and values, unless all are decoded at once; 0: all",
         least=0,
     )
     width_multiple: int = field(
@@ -107,11 +109,12 @@ def sample(params: Params, prompts: Prompts, key: Array, cfg: SamplerConfig, ver
     `params`: layer-stacked, or already in `decoding_layout`. A row's ids depend on the weights, the prompt, `key`, the
     prompt's uid and the row's index in its group. They do not depend on other rows.
     """
+    start, fmt = time.perf_counter(), cfg.chain_format
     weights = params if isinstance(params["layers"], tuple) else prepare(params, cfg.model)
-    fmt = cfg.chain_format
     until = fmt.answer_close if cfg.max_sampled_answer else fmt.answer_open
     ids, logp, length = sample_ids(weights, prompts, key, cfg, until, cfg.max_sampled)
-    return splice(prompts, ids, logp, length, cfg, version)
+    seconds = time.perf_counter() - start
+    return splice(prompts, ids, logp, length, cfg, version).replace(seconds=seconds)
 
 
 def sample_ids(
@@ -245,38 +248,36 @@ def splice(
     tags are appended as forced ids, so that its reference answer can still be scored.
     """
     fmt = cfg.chain_format
-    p, g, _ = ids.shape
     opened = first_match(stop_table(fmt.vocab_bytes, (fmt.answer_open,)), ids, length)
     closed = first_match(stop_table(fmt.vocab_bytes, (fmt.think_close,)), ids, length)
     # If the tag opens after max_chain ids, too few ids are left for the sampled answer.
     truncated = (opened < 0) | (opened > cfg.max_chain)
-    longest_tag = max(len(fmt.close_think_ids), len(fmt.open_answer_ids))
-    full = cfg.max_sampled + longest_tag + prompts.answer.shape[1]
+    length = np.where(truncated, np.minimum(length, cfg.max_chain), length)
+    tags = (), fmt.open_answer_ids, fmt.close_think_ids
+    kind = np.where(truncated, np.where((closed > 0) & (closed <= length), 1, 2), 0)
+    longest_tag = max(map(len, tags))
+    tag_ids = np.asarray([[*tag, *[fmt.pad_id] * (longest_tag - len(tag))] for tag in tags], np.int32)[kind]
+    tag_length = np.asarray([len(tag) for tag in tags])[kind]
+    answer_length = np.broadcast_to(np.asarray(prompts.answer_length)[:, None], length.shape)
+    answer = np.broadcast_to(prompts.answer[:, None], (*length.shape, prompts.answer.shape[1]))
 
-    completion = np.full((p, g, full), fmt.pad_id, np.int32)
-    segment = np.zeros((p, g, full), np.int32)
-    sampler_logp = np.zeros((p, g, full), np.float32)
+    chain = np.where(truncated, length, opened)
+    ends = np.stack([chain, length, length + tag_length, length + tag_length + answer_length], -1)
     # At least as wide as the reference answer after an empty chain, because the learner scores that row too.
-    width = longest_tag + int(prompts.answer_length.max())
-    for i in range(p):
-        answer = prompts.answer[i, : prompts.answer_length[i]]
-        for j in range(g):
-            n = length[i, j]
-            if truncated[i, j]:
-                n = min(n, cfg.max_chain)
-                tag = fmt.close_think_ids if not 0 < closed[i, j] <= n else fmt.open_answer_ids
-                chain, sampled = ids[i, j, :n], ids[i, j, :0]
-            else:
-                tag = ()
-                chain, sampled = ids[i, j, : opened[i, j]], ids[i, j, opened[i, j] : n]
-            parts = ((chain, CHAIN), (tag, TAG), (sampled, SAMPLED), (answer, REFERENCE))
-            row = np.concatenate([np.asarray(x, np.int32) for x, _ in parts])
-            completion[i, j, : len(row)] = row
-            segment[i, j, : len(row)] = np.concatenate([np.full(len(x), s, np.int32) for x, s in parts])
-            kinds = segment[i, j]
-            sampler_logp[i, j, (kinds == CHAIN) | (kinds == SAMPLED)] = logp[i, j, : len(chain) + len(sampled)]
-            width = max(width, len(row))
+    width = max(longest_tag + int(answer_length.max()), int(ends.max()))
+    full = cfg.max_sampled + longest_tag + answer.shape[-1]
     if cfg.width_multiple:
         full = min(full, -(-width // cfg.width_multiple) * cfg.width_multiple)
-    completion, segment, sampler_logp = (x[..., :full] for x in (completion, segment, sampler_logp))
+    part = (np.arange(full) >= ends[..., None]).sum(-2)
+    segment = np.asarray((CHAIN, SAMPLED, TAG, REFERENCE, PAD), np.int32)[part]
+    completion = np.full(segment.shape, fmt.pad_id, np.int32)
+    sampler_logp = np.zeros(segment.shape, np.float32)
+
+    def first(x: np.ndarray, count: np.ndarray) -> np.ndarray:  # in the order of rows, as a mask's places are filled
+        return x[np.arange(x.shape[-1]) < count[..., None]]
+
+    sampled = (segment == CHAIN) | (segment == SAMPLED)
+    completion[sampled], sampler_logp[sampled] = first(ids, length), first(logp, length)
+    completion[segment == TAG] = first(tag_ids, tag_length)
+    completion[segment == REFERENCE] = first(answer, answer_length)
     return Rollout(prompts, completion, segment, sampler_logp, truncated, version)

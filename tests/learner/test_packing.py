@@ -68,6 +68,7 @@ def with_others():
 
 KL = LossConfig(kl="k3", kl_coef=0.3, aggregation="token_mean")
 BOTH = {"two_branches": True, "policy_span": "response"}
+COMMON = TWO.replace(prompt=np.c_[TWO.prompt[[0] * P, :2], TWO.prompt], prompt_length=TWO.prompt_length + 2, common=2)
 SHOWN = ONE.replace(shown=ShownPrompts(TWO.prompt, TWO.prompt_length))
 WEIGHTS = {"weight": np.array([0.4, 1.6, 1.2, 0.8], np.float32), "critic": np.arange(P) % 2 == 1}  # raro's two roles
 CASES = {
@@ -80,6 +81,7 @@ CASES = {
     "without a chain": (without_chains(), rewarded("rlpr", baseline="live")),
     "other answers": (with_others(), rewarded("log_prob_any", two_branches=True)),
     "second prompt": (SHOWN, rewarded("log_prob", posterior=PosteriorConfig(distill=1.0))),
+    "common beginning": (COMMON, rewarded("avg_prob", loss=KL, **BOTH)),
     "micro-batches": (TWO, rewarded("jepo", loss=KL, micro_batch_prompts=2, **BOTH)),
     "groups left out": (TWO.replace(counted=np.arange(P) != 1), rewarded("jepo", micro_batch_prompts=2, **BOTH)),
     "raro": (TWO.replace(**WEIGHTS), rewarded("math", micro_batch_prompts=2, **BOTH)),

@@ -237,6 +237,19 @@ def test_unrolled_layers_and_an_unstacked_reference_model_are_scanned_ones(shape
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=2e-5), scanned[2], unrolled[2])
 
 
+@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+def test_a_reference_model_is_stored_as_it_is_used(scan):
+    model = dataclasses.replace(TINY, scan_layers=scan, compute_dtype="bfloat16")
+    whole = random_params(TINY, 1)
+    stored = init_reference(whole, one_device(), model, CFG)
+    assert {x.dtype for x in jax.tree.leaves(stored)} == {jnp.dtype("bfloat16")}
+    assert isinstance(stored["layers"], dict) == scan
+    run = jax.jit(gradients, static_argnums=(3, 4))
+    rounded, plain = (run(random_params(TINY), (ref, None), BATCHES[0], model, CFG) for ref in (stored, whole))
+    assert float(plain[1]["loss/kl"]) > 0
+    jax.tree.map(np.testing.assert_array_equal, rounded, plain)
+
+
 @pytest.mark.parametrize(
     "name, local", [("data", (2, 16, 16)), ("fsdp", (2, 2, 16)), ("tensor", (2, 16, 2)), ("mixed", (2, 8, 8))]
 )

@@ -190,6 +190,28 @@ def test_a_planned_base_is_as_large_as_it_is_stored(base_dtype, share):
     assert base == in_bytes
 
 
+def test_an_int8_sampler_reads_fewer_bytes():
+    """Its matrices, of bfloat16, are rounded to 8 bits; the head and the norms are not."""
+    whole, rounded = (
+        {row["name"]: row for row in report_on(2, model__compute_dtype="bfloat16", sampler__weights=kind)["programs"]}
+        for kind in ("compute", "int8")
+    )
+    params = random_params(random_model("nano"))
+    matrices = sum(params["layers"][name].size for name in MATRICES)
+    scales = 2 * (64 + 128 + 32 + 32)  # as above, in float32
+    saved = whole["sampling"]["arguments"] - rounded["sampling"]["arguments"]
+    assert saved == pytest.approx(matrices - 4 * scales, rel=0.01)
+
+
+def test_a_planned_reference_model_is_as_large_as_it_is_stored():
+    """In the type of the products."""
+    kl = {"loss__kl": "k3", "loss__kl_coef": 0.1}
+    float32, bfloat16 = (report_on(2, model__compute_dtype=kind, **kl) for kind in ("float32", "bfloat16"))
+    assert float32["held"]["reference"] == float32["held"]["parameters"] == 2 * bfloat16["held"]["reference"]
+    steps = [row for report in (float32, bfloat16) for row in report["programs"] if row["name"] == "learner step"]
+    assert steps[0]["arguments"] - steps[1]["arguments"] == bfloat16["held"]["reference"]
+
+
 def test_a_plan_with_adapters_holds_one_base_and_moments_of_adapters_alone():
     full, lora = report_on(2), report_on(2, lora__rank=2)
     model, held = random_model("nano"), lora["held"]

@@ -15,9 +15,8 @@ def write_run(workdir, final, first=None, steps=4, done=True, samples=0, lag=0, 
         for step in range(1, steps + 1):
             row = {"reward/mean": step + seed, "answer/perplexity": 4.0, "chain/length": step + seed, "queue/lag": lag}
             writer.metrics(step, row | {"ratio/max": 1.5, "ratio/ess": 0.9})
-            for i in range(samples):
-                n = 1 + i % 3
-                writer.sample(step, sample(f"q{step}", rng.normal(), n, f"{'word ' * (i + 1)}"))
+            rows = [sample(f"q{step}", rng.normal(), 1 + i % 3, f"{'word ' * (i + 1)}") for i in range(samples)]
+            writer.samples(step, rows)
         if done:
             writer.eval(steps, {"stage": f"after {steps} steps", **final})
             writer.status("done", steps)

@@ -36,9 +36,10 @@ def test_float32_comes_back_bit_for_bit(tmp_path):
 
 def test_non_finite_numbers_become_null_and_are_counted(tmp_path):
     path = tmp_path / "m.jsonl"
-    run_files.append(path, {"step": 1, "a": math.nan, "b": jnp.float32(-math.inf), "c": [1.0, math.inf], "d": 2.0})
-    run_files.append(path, {"step": 2, "a": 1.0})
+    bad = {"step": 1, "a": math.nan, "b": jnp.float32(-math.inf), "c": [1.0, math.inf], "d": 2.0}
+    written = run_files.append(path, bad, {"step": 2, "a": 1.0})
     first, second = run_files.read(path)
+    assert [first, second] == written
     assert first == {"step": 1, "a": None, "b": None, "c": [1.0, None], "d": 2.0, "metrics/non_finite": 3}
     assert "metrics/non_finite" not in second
 
@@ -47,7 +48,7 @@ def test_resume_leaves_every_step_once(tmp_path):
     with metrics.MetricsWriter(tmp_path, steps=9) as writer:
         for step in range(1, 8):
             writer.metrics(step, {"reward/mean": float(step)})
-            writer.sample(step, {"prompt": f"question {step}"})
+            writer.samples(step, [{"prompt": f"question {step}"}])
         writer.eval(4, {"greedy_success": 0.5})
         writer.eval(6, {"greedy_success": 0.6})
     with open(tmp_path / run_files.METRICS, "a") as f:
@@ -55,7 +56,7 @@ def test_resume_leaves_every_step_once(tmp_path):
     with metrics.MetricsWriter(tmp_path, steps=9, resume_step=5) as writer:
         for step in range(6, 10):
             writer.metrics(step, {"reward/mean": float(step)})
-            writer.sample(step, {"prompt": f"question {step}"})
+            writer.samples(step, [{"prompt": f"question {step}"}])
     rows = run_files.read(tmp_path / run_files.METRICS)
     assert rows == [{"step": s, "reward/mean": float(s)} for s in range(1, 10)]
     assert [r["step"] for r in run_files.read(tmp_path / run_files.SAMPLES)] == list(range(1, 10))

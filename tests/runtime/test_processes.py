@@ -31,15 +31,17 @@ MESHES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["groups split", "prompts split"])
-def test_two_processes_make_the_run_of_one(mesh, tmp_path):
+@pytest.mark.parametrize("mesh, packing", [("groups split", False), ("prompts split", False), ("prompts split", True)])
+def test_two_processes_make_the_run_of_one(mesh, packing, tmp_path):
+    """With packed rows, the run of one that pads them."""
     overrides = {**MESHES[mesh], "sampler.group_size": 4, "train.steps": 2, "eval.prompts": 3, "eval.samples": 1}
-    overrides |= {"report.sample_prompts": 1, "prompt.width_multiple": 1}
+    overrides |= {"report.sample_prompts": 1, "prompt.width_multiple": 1, "train.packing": packing}
     both = start(config_file(tmp_path, **overrides), tmp_path / "two")
     lines = [said(p) for p in both]
     assert [p.returncode for p in both] == [0, 0], lines
     assert not [line for line in lines[1] if "reward" in line or "step" in line], "only the first talks"
     assert any(line.startswith("step 2/2") for line in lines[0])
+    overrides["train.packing"] = False
     train.run(build(small_config(**{k.replace(".", "__"): v for k, v in overrides.items()})), tmp_path / "one")
     for name in ("metrics.jsonl", "eval.jsonl", "samples.jsonl"):
         alike(tmp_path / "one" / name, tmp_path / "two" / name)

@@ -13,9 +13,9 @@ from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.head import token_stats
 from rl_likelihood.sampler import decode
-from rl_likelihood.sampler.decode import SamplerConfig, sample, splice
+from rl_likelihood.sampler.decode import SamplerConfig, sample
 from rl_likelihood.sampler.draw import Ends, Request, choose, draw, invert_cumulative
-from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts
+from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, ChainFormat, Prompts
 from tests.small import TINY, log_softmax, random_params, reference_logits, tiny
 
 # Ids 0 to 19 spell letters, some several; 20 to 23 are special. The tags are rare pairs of letters.
@@ -294,79 +294,6 @@ def test_the_loop_ends_when_all_rows_have():
     assert (ids[..., 1:] == PAD_ID).all() and (logp[..., 1:] == 0).all() and (logp[..., 0] < 0).all()
 
 
-def spliced(rows, cfg, answer=(7, 8)):
-    """Rows of one prompt (ids as sampled) through splice: [(ids, segments, log-probs, truncated)]."""
-    n = cfg.max_sampled
-    ids = np.full((1, len(rows), n), PAD_ID)
-    logp = np.zeros(ids.shape, np.float32)
-    for j, row in enumerate(rows):
-        ids[0, j, : len(row)], logp[0, j, : len(row)] = row, -np.arange(1, len(row) + 1)
-    length = np.array([[len(row) for row in rows]])
-    width = len(answer) + 1
-    p = Prompts(
-        tokens=np.zeros((1, 2), np.int32),
-        length=np.array([2]),
-        answer=np.array([[*answer, 19]]),
-        answer_length=np.array([width - 1]),
-        answer_scored=np.ones((1, width), bool),
-        uid=np.array([0]),
-    )
-    r = splice(p, ids, logp, length, dataclasses.replace(cfg, group_size=len(rows)), version=5)
-    assert r.version == 5
-    out = []
-    for j in range(len(rows)):
-        n = (r.segment[0, j] != PAD).sum()
-        assert (r.segment[0, j, n:] == PAD).all() and (r.completion[0, j, n:] == PAD_ID).all()
-        assert (r.sampler_logp[0, j, n:] == 0).all()
-        out.append(
-            (
-                r.completion[0, j, :n].tolist(),
-                r.segment[0, j, :n].tolist(),
-                r.sampler_logp[0, j, :n].tolist(),
-                bool(r.truncated[0, j]),
-            )
-        )
-    return out, r
-
-
-LIKELIHOOD = SamplerConfig(TINY, FORMAT, max_chain=6)
-C, F, R, Z = CHAIN, TAG, REFERENCE, SAMPLED
-
-
-def test_a_closed_chain_is_followed_by_the_reference_answer():
-    # "gab" across a token boundary, and as one id that spells both letters.
-    rows, _ = spliced([[6, 0, 1], [2, 3, 16]], LIKELIHOOD)
-    assert rows[0] == ([6, 0, 1, 7, 8], [C, C, C, R, R], [-1, -2, -3, 0, 0], False)
-    assert rows[1] == ([2, 3, 16, 7, 8], [C, C, C, R, R], [-1, -2, -3, 0, 0], False)
-
-
-def test_a_truncated_chain_gets_the_tag_it_lacks():
-    rows, _ = spliced([[4, 5, 6, 7, 8, 9], [4, 2, 3, 7, 8, 9], [4, 2, EOS], [2, 22, 3, 4, 5, 6]], LIKELIHOOD)
-    # Thinking never closed: both tags. Closed ("cd"): only the answer's. Ended early; broken by a special id: both.
-    for row, ids, tag in zip(
-        rows,
-        ([4, 5, 6, 7, 8, 9], [4, 2, 3, 7, 8, 9], [4, 2, EOS], [2, 22, 3, 4, 5, 6]),
-        ((2, 3, 0, 1), (0, 1), (2, 3, 0, 1), (2, 3, 0, 1)),
-        strict=True,
-    ):
-        n = len(ids)
-        assert row[0] == [*ids, *tag, 7, 8]
-        assert row[1] == [C] * n + [F] * len(tag) + [R] * 2
-        assert row[2] == [-float(i) for i in range(1, n + 1)] + [0] * (len(tag) + 2)
-        assert row[3]
-
-
-def test_a_sampled_answer_stands_between_chain_and_reference():
-    cfg = dataclasses.replace(LIKELIHOOD, max_sampled_answer=3)
-    rows, _ = spliced([[6, 0, 1, 9, 4, 5], [16, 9], [16], [6] * 9, [6, 6, 6, 6, 6, 6, 0, 1, 9]], cfg)
-    assert rows[0] == ([6, 0, 1, 9, 4, 5, 7, 8], [C, C, C, Z, Z, Z, R, R], [-1, -2, -3, -4, -5, -6, 0, 0], False)
-    assert rows[1] == ([16, 9, 7, 8], [C, Z, R, R], [-1, -2, 0, 0], False)
-    assert rows[2] == ([16, 7, 8], [C, R, R], [-1, 0, 0], False)
-    # Without a tag within max_chain ids the row is truncated there, and has no sampled answer.
-    cut = ([6] * 6 + [2, 3, 0, 1, 7, 8], [C] * 6 + [F] * 4 + [R] * 2, [-1, -2, -3, -4, -5, -6] + [0] * 6, True)
-    assert rows[3:] == [cut, cut]
-
-
 def test_every_sampled_id_is_in_the_rollout_as_it_was_sampled():
     p = prompts(6, seed=1)
     cfg = SamplerConfig(TINY, FORMAT, group_size=8, max_chain=12, temperature=1.6)
@@ -379,12 +306,3 @@ def test_every_sampled_id_is_in_the_rollout_as_it_was_sampled():
         np.testing.assert_array_equal(rollout.sampler_logp[i, j][chain], logp[i, j, :n])
         answer = rollout.completion[i, j][rollout.segment[i, j] == REFERENCE]
         np.testing.assert_array_equal(answer, p.answer[i, : p.answer_length[i]])
-
-
-def test_width_is_a_multiple_or_the_largest_possible():
-    _, r = spliced([[16], [6, 0, 1]], LIKELIHOOD)
-    assert r.completion.shape == (1, 2, 6 + 4 + 3)
-    _, r = spliced([[16], [6, 0, 1]], dataclasses.replace(LIKELIHOOD, width_multiple=4))
-    assert r.completion.shape == r.segment.shape == r.sampler_logp.shape == (1, 2, 8)
-    _, r = spliced([[6] * 6], dataclasses.replace(LIKELIHOOD, width_multiple=8))
-    assert r.completion.shape == (1, 1, 13), "never wider than the largest possible"

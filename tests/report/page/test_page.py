@@ -63,7 +63,7 @@ def nasty_run(workdir):
                 text = text.encode("utf-8", "replace").decode()  # what reaches a file is UTF-8
                 row = sample(f"id {text}", -1.0 - i, 1, text)
                 row |= {"prompt": text, "answer_tokens": [text], "sampled_answer": text, "forced": text, "start": text}
-                writer.sample(step, row)
+                writer.samples(step, [row])
         writer.eval(2, {"stage": NASTY[0], **evaluation(0.5, 2.0)})
         writer.status("done", 2)
     return workdir
