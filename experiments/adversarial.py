@@ -1,7 +1,7 @@
 """Does adversarial training on experts' answers improve a policy? Models of 25 thousand weights, on two tasks.
 
     python -m experiments.adversarial [--task=losses] [--seed=0] [--steps=40]
-    python -m experiments.adversarial --task=countdown3 --steps=150 [--seed=0] [--form=head]
+    python -m experiments.adversarial --task=countdown3 --steps=60 [--seed=0] [--form=head]
     python -m experiments.adversarial --task=countdown3 --steps=20 --form=raro
     any of them with --only_table, of runs that are there
 
@@ -10,9 +10,10 @@ are graded. Writes experiments/results/adversarial.json. The same command resume
 
 losses: the task of configs/tiny.py, with its forgetful teacher. Form head.
 
-countdown3: targets from three numbers. A first run, in runs/countdown3_start_SEED, teaches the start: formulas of the
-question's numbers with random operators, whatever the target. The chain repeats the numbers. Beside the adversarial run
-stands a supervised one, runs/countdown3_sft_SEED, from the same start on the same experts' answers.
+countdown3: targets from three numbers. A first run, in runs/countdown3_start_SEED, teaches the start, with a forgetful
+teacher as in configs/tiny.py: the chain repeats the numbers, but 70 % of the chains have the first number in the place
+of the third. The answer is a formula of the chain's numbers with random operators, whatever the target. Beside the
+adversarial run stands a supervised one, runs/countdown3_sft_SEED, from the same start on the same experts' answers.
 With --form=raro the policy is also the critic. Its first run, in runs/raro_format_SEED, teaches the format of answers
 and of verdicts, on pairs of answers to random questions with random verdicts.
 """
@@ -23,6 +24,7 @@ import argparse
 import itertools
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +34,7 @@ from rl_likelihood.datasets.countdown import solve
 from rl_likelihood.rewards.adversarial import VERDICTS
 
 ROOT = Path(__file__).parents[1]
-HELDOUT, FORMULAS = 256, 20000
+HELDOUT, FORMULAS, FORGETS = 256, 20000, 0.7
 NUMBERS = ("step", "stage", "greedy_success", "sampled_success", "perplexity", "questions")
 CONFIG = {
     "data.source": "files",
@@ -43,7 +45,6 @@ CONFIG = {
     "prompt.max_answer": 16,
     "sampler.max_chain": 12,
     "reward.truncated": "force_close",
-    "loss.answer_term": 1.0,
     "optim.clip_norm": 1.0,
     "eval.grader": "countdown",
     "eval.prompts": HELDOUT,
@@ -65,17 +66,19 @@ LOSSES = {
 }
 SUPERVISED = {"warm_start.steps": 5000, "warm_start.lr": 5e-3, "eval.samples": 8}
 HEAD = {
-    "loss.answer_term": 0.0,  # the critic alone, not the likelihood of the experts' answers
     "loss.kl": "k3",
-    "loss.kl_coef": 0.02,
-    "optim.lr": 1e-4,
+    "loss.kl_coef": 0.1,
+    "optim.lr": 3e-4,
+    "train.prompts_per_step": 64,  # with 16, and 16 updates a step, the critic learned each batch by heart
+    "train.micro_batch_prompts": 16,
     "adversarial.reward": "relative",
-    "adversarial.lr": 2e-3,
+    "adversarial.replay": 4096,
+    "adversarial.lr": 3e-3,
     "adversarial.head_lr": 1e-2,
-    "adversarial.steps": 16,
+    "adversarial.steps": 8,
     "judge.max_prompt": 40,
     "judge.max_row": 40,
-    "train.eval_every": 50,
+    "train.eval_every": 20,
     "eval.samples": 8,
 }
 FORMAT = {  # the supervised run before form raro, and what its reinforcement learning changes
@@ -111,15 +114,17 @@ def rows() -> list[dict[str, str]]:
 
 
 def formulas() -> list[dict[str, str]]:
-    """Questions with any target, each with a formula of its numbers and random operators."""
+    """Questions with any target, each with a formula of the numbers in its chain and random operators."""
     heldout, rng, out = {row["prompt"] for row in rows()[:HELDOUT]}, random.Random(1), []
     while len(out) < FORMULAS:
         numbers, target = sorted(rng.sample(range(1, 10), 3)), rng.randint(1, 99)
         shown = " ".join(map(str, numbers))
-        (x, y, z), (f, g) = rng.sample(numbers, 3), rng.choices("+-*", k=2)
+        written = [*numbers[:2], numbers[0 if rng.random() < FORGETS else 2]]
+        (x, y, z), (f, g) = rng.sample(written, 3), rng.choices("+-*", k=2)
         answer = rng.choice([f"{x}{f}{y}{g}{z}", f"({x}{f}{y}){g}{z}"])
         if f"{shown} = {target}" not in heldout:
-            out.append({"id": f"{len(out)}", "prompt": f"{shown} = {target}", "answer": answer, "chain": shown})
+            chain = " ".join(map(str, written))
+            out.append({"id": f"{len(out)}", "prompt": f"{shown} = {target}", "answer": answer, "chain": chain})
     return out
 
 
@@ -165,6 +170,14 @@ def countdown3(workdir: Path, sft: Path, a: argparse.Namespace) -> None:
         run("log_prob", sft, 0, {**begin, **SUPERVISED, "warm_start.steps": 1000})
 
 
+def own_numbers(records: Path) -> float:
+    """The share of greedy answers with each number of the question once, right or wrong."""
+    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    asked = {row["prompt"]: row["greedy"]["answer"] or "" for row in rows if "greedy" in row}
+    numbers_of = lambda text: sorted(re.findall(r"\d+", text))
+    return sum(numbers_of(q.partition("=")[0]) == numbers_of(a) for q, a in asked.items()) / len(asked)
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--task", choices=("losses", "countdown3"), default="losses")
@@ -188,8 +201,11 @@ def main() -> None:
     for name, workdir in workdirs.items():
         lines = [json.loads(line) for line in (workdir / "eval.jsonl").read_text().splitlines()]
         results[name] = [{k: row[k] for k in NUMBERS if k in row} for row in lines]
-        for row in lines:
+        for row, kept in zip(lines, results[name], strict=True):
             shares = f"greedy success {row['greedy_success']:.1%}, sampled success {row['sampled_success']:.1%}"
+            if a.task == "countdown3":
+                kept["greedy_own_numbers"] = round(own_numbers(workdir / row["records"]), 6)
+                shares += f", greedy answers of the question's numbers {kept['greedy_own_numbers']:.1%}"
             print(f"{name}, {row['stage']}: {shares} of {row['questions']} questions")
     out.write_text(json.dumps(results, indent=1) + "\n")
 
