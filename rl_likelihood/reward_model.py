@@ -167,6 +167,8 @@ def reward_model(c: Config, workdir: Path, only_evaluate: bool = False, force: b
         judge = Judge("reward_model", model)
         setup = Setup(c, workdir, reader, model, path, train, heldout, judge, make_judge(judge))
         say(f"{len(train)} comparisons to train on, {len(heldout)} held out")
+        if more := sum(len(row.answers) > c.preference.options for row in train):
+            say(f"preference.options is {c.preference.options}: training leaves out answers of {more} comparisons")
         return _learn(setup, devices, params, stack, only_evaluate)
 
 

@@ -57,6 +57,8 @@ def make(c: Config, workdir: Path) -> dict[str, Any]:
     if missing:
         write, embed = writer_of(c, workdir)
         prompts = WriterPrompts(c, seeds, embed)
+        if not seeds:
+            say("rubric.seeds is empty, so the writer is shown no examples")
     for start in range(0, len(missing), AT_ONCE):
         part = missing[start : start + AT_ONCE]
         replies = write(prompts.messages([question for question, _ in part]))
@@ -83,9 +85,10 @@ def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
     by_question = rubrics_of(c.rubric, questions)
     judge_prompts = [text for question in questions for text in judge_prompts_of(by_question[question], "signed")]
     judge = RubricJudge(judges.outside_judge(c, devices, workdir, judge_prompts), by_question, "signed")
-    filtered, criteria_before, verdicts, failures, cut = [], 0, 0, 0, 0
+    filtered, answered, criteria_before, verdicts, failures, cut = [], [], 0, 0, 0, 0
     for part, answers in policy_answers(task, params, devices, rows, c.rubric.rollouts):
         questions = [question_of(row.example) for row in part]
+        answered += [answer is not None for group in answers for answer in group]
         out, met = judge(questions, answers)
         for question, question_met in zip(questions, met, strict=True):
             filtered.append(rubrics.telling(by_question[question], question_met, c.rubric.low, c.rubric.high))
@@ -94,6 +97,11 @@ def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
             failures += int(np.isnan(question_met).sum())
         cut += out.cut
     judges.close(judge)
+    if not any(answered):
+        raise UserError(
+            f"none of the {len(answered)} replies of the config's model has an answer; give a model that writes the "
+            "run's format, such as a fine-tuned run, as model.path"
+        )
     if failures == verdicts:
         raise UserError(f"judge.model {c.judge.model!r} failed on all {failures} verdicts; see its messages above")
     useful = [rubric for rubric in filtered if rubrics.suits(rubric, aggregate)]
@@ -105,7 +113,7 @@ def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
     not_judged = [r for r in by_question.values() if r.criteria and r.prompt not in judged_prompts]
     rubrics.write_rubrics(path, [*useful, *left_out, *not_judged])
     counts = {"criteria": criteria_before, "criteria_kept": sum(len(r.criteria) for r in useful)}
-    counts |= {"failures": failures, "cut": cut}
+    counts |= {"failures": failures, "cut": cut, "answered": float(np.mean(answered))}
     questions_out = {"questions": len(filtered), "questions_kept": len(useful), "questions_refused": refused}
     questions_out["not_judged"] = len(not_judged)
     return {**questions_out, **counts, "file": str(path)}

@@ -115,8 +115,10 @@ def measured(compare: Compare, a: dict[str, Answered], b: dict[str, Answered]) -
     if judged.sum() < 2:
         failed = len(judged) - judged.sum()
         raise UserError(f"--judge failed on {failed} of {len(judged)} pairs; see its messages above")
-    lengths = [np.asarray([len(x) for x in side], float)[judged] for side in (answers_a, answers_b)]
-    return {"judge": judge, **winrate.summary(first[judged], second[judged], *lengths), **lost}
+    sides = {"a": answers_a, "b": answers_b}
+    lengths = [np.asarray([len(x) for x in side], float)[judged] for side in sides.values()]
+    answered = {f"answered_{name}": float(np.mean([bool(x.strip()) for x in side])) for name, side in sides.items()}
+    return {"judge": judge, **winrate.summary(first[judged], second[judged], *lengths), **answered, **lost}
 
 
 def measured_by_server(remote: HttpJudge, a: dict[str, Answered], b: dict[str, Answered]) -> dict[str, Any]:
@@ -166,7 +168,7 @@ def define_flags() -> None:
     most = "the most calls to the judge's address of all commands with this --cache; 0: no limit"
     flags.DEFINE_integer("max_calls", 0, most, lower_bound=0)
     flags.DEFINE_string("cache", "winrate.sqlite", "file that stores an address's verdicts; empty: none")
-    flags.DEFINE_string("template", "model", "the judge's chat template: its own (model), or plain")
+    flags.DEFINE_enum("template", "model", ["model", "plain"], "the judge's chat template: its own (model), or plain")
     flags.DEFINE_integer("max_prompt", 512, "maximum tokens of a question in the judge's template", lower_bound=1)
     flags.DEFINE_integer("max_row", 512, "maximum tokens of both answers; longer answers are cut", lower_bound=8)
     flags.DEFINE_string("out", "winrate.jsonl", "file that gets the numbers; empty: none")

@@ -1,6 +1,8 @@
 """Does it learn? These tests take a minute or two each: `make test` leaves them out, and `make learn` runs them."""
 
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +11,19 @@ import jax
 import numpy as np
 import pytest
 
+from configs.tiny import get_config
+from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
+from rl_likelihood.data.rubrics import Criterion, Rubric, write_rubrics
 from rl_likelihood.data.tokenizer import save_tokenizer
+from rl_likelihood.datasets import sources
 from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.architecture import Spec, param_specs
 from rl_likelihood.rollouts.local_judge import save_head
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import run_files
 from rl_likelihood.weights import files
+from tests.servers import serving, tokens
 
 
 def train(workdir, *arguments):
@@ -66,3 +73,24 @@ def test_a_policy_learns_what_a_reward_model_prefers(tmp_path):
     train(tmp_path / "run", *(f"--config.{k}={v}" for k, v in settings.items()))
     rewards = [row["reward/reward_model"] for row in run_files.read(tmp_path / "run" / "metrics.jsonl") if row["step"]]
     assert len(rewards) == 20 and np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.3, rewards
+
+
+def odd_ones(handler, number, body):
+    """A judge of the criterion that the answer is odd, by the last digit between the marks."""
+    digits = re.findall(r"\d", body["messages"][0]["content"].partition("<<<")[2].partition(">>>")[0])
+    p = 0.9 if digits and int(digits[-1]) % 2 else 0.1
+    handler.reply(200, {"choices": [tokens(("yes", math.log(p)), ("no", math.log(1 - p)))]})
+
+
+@pytest.mark.slow
+def test_a_policy_learns_to_meet_a_rubric(tmp_path, monkeypatch):
+    """The warm start writes n or n-1, of which one is odd."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    questions, criteria = sources.load(build(get_config()).data)[0], (Criterion("It is odd", 5),)
+    write_rubrics(tmp_path / "rubrics.jsonl", [Rubric(e.prompt, e.id, criteria) for e in questions])
+    with serving(odd_ones) as (url, _):
+        settings = {"reward.name": "rubric", "judge.model": url, "judge.name": "m", "train.steps": 20}
+        settings |= {"rubric.path": tmp_path / "rubrics.jsonl", "eval.prompts": 0, "train.eval_every": 0}
+        train(tmp_path / "run", *(f"--config.{k}={v}" for k, v in settings.items()))
+    rewards = [row["reward/rubric"] for row in run_files.read(tmp_path / "run" / "metrics.jsonl") if row["step"]]
+    assert len(rewards) == 20 and np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.1, rewards

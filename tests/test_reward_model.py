@@ -64,29 +64,31 @@ def config(data, **changes):
     return build(small_config(**{**values, **changes}))
 
 
-def test_it_trains_resumes_and_judges(tmp_path):
+def test_it_trains_resumes_and_judges(tmp_path, capsys):
     data, run = write(tmp_path / "rows.jsonl"), tmp_path / "run"
-    out = reward_model(config(data), run)
+    c = config(data, preference__options=2)
+    out = reward_model(c, run)
+    assert "preference.options is 2" in capsys.readouterr().out, "each row has three answers"
     lines = run_files.read(run / "rm_eval.jsonl")
     assert [line["step"] for line in lines] == [0, 4] and lines[1]["pair_accuracy"] == out["pair_accuracy"]
     assert lines[0]["pair_accuracy"] == 0.5 and lines[0]["nll"] == pytest.approx(np.log(2), abs=1e-6)
     assert lines[0]["length_only_pair_accuracy"] == 1 and "ci95" in lines[0]
     rows = run_files.read(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and not unknown(rows[0])
-    again = reward_model(config(data), run, only_evaluate=True)
+    again = reward_model(c, run, only_evaluate=True)
     assert again["pair_accuracy"] == out["pair_accuracy"]
 
     run_files.write_status(run, state="running", step=4, steps=4)  # killed in its last evaluation
-    assert reward_model(config(data), run)["pair_accuracy"] == out["pair_accuracy"]
+    assert reward_model(c, run)["pair_accuracy"] == out["pair_accuracy"]
     assert run_files.read_status(run)["state"] == "done"
 
     shutil.rmtree(run / "checkpoints" / "4")
-    assert reward_model(config(data), run)["pair_accuracy"] == out["pair_accuracy"]
+    assert reward_model(c, run)["pair_accuracy"] == out["pair_accuracy"]
     resumed = run_files.read(run / "metrics.jsonl")
     assert [row["loss/preference"] for row in resumed] == [row["loss/preference"] for row in rows]
 
     judge = local_judge(str(run), SCORE, 40, 20)
-    _, heldout = load_comparisons(config(data).data)
+    _, heldout = load_comparisons(c.data)
     scores = judge([r.prompt for r in heldout], [[(a,) for a in r.answers] for r in heldout])
     right = scores.values[:, :1] > scores.values[:, 1:]
     assert right.mean() == pytest.approx(out["pair_accuracy"], abs=1e-6)
@@ -110,7 +112,7 @@ def test_it_trains_resumes_and_judges(tmp_path):
     [
         ("optim", "lr", math.inf, 1, 3, "the parameters are"),
         ("preference", "head_lr", math.inf, 1, 3, "the parameters are"),
-        ("optim", "lr", 1e38, 2, 4, "loss/preference, grad/norm is"),
+        ("optim", "lr", 1e38, 2, 4, "loss/preference, grad/norm are"),
     ],
     ids=["a save", "a save of the head", "a step"],
 )

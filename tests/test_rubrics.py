@@ -1,7 +1,9 @@
 """The rubrics command: writes rubrics with near ones in view, goes on where it stopped, drops what tells nothing."""
 
+import importlib.util
 import json
 import math
+import re
 
 import pytest
 
@@ -11,9 +13,11 @@ from rl_likelihood.data.rubrics import Criterion, Rubric, read_rubrics, refuse, 
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets import sources
 from rl_likelihood.errors import UserError
+from rl_likelihood.grading import graders
+from rl_likelihood.grading.graders import extract_answer
 from rl_likelihood.rollouts.judges import refuse_judge
 from rl_likelihood.rollouts.rubric_judge import rubrics_of
-from rl_likelihood.rollouts.rubric_writer import WriterPrompts, writer_of
+from rl_likelihood.rollouts.rubric_writer import WriterPrompts, vector_of, writer_of
 from rl_likelihood.rubrics import filter_rubrics, make, show
 from rl_likelihood.run_model import random_model
 from rl_likelihood.task import load
@@ -35,7 +39,8 @@ def config(url, path, **changes):
 
 
 @pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch):
+def _no_proxy_and_all_replies_are_answers(monkeypatch):
+    monkeypatch.setattr(graders, "extract_answer", lambda text, fmt: text)  # random weights write no answer
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
 
@@ -64,7 +69,7 @@ def test_rubrics_are_written_and_the_rest_in_a_second_call(tmp_path):
         assert "demand number 3" in show(made)
 
 
-def test_lines_that_a_user_wrote_stay_byte_for_byte(tmp_path):
+def test_lines_that_a_user_wrote_stay_byte_for_byte(tmp_path, capsys):
     pytest.importorskip("bm25s")
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
     criteria = [{"criterion": "It is right", "points": 3}]
@@ -77,6 +82,7 @@ def test_lines_that_a_user_wrote_stay_byte_for_byte(tmp_path):
         c = config(url, tmp_path / "r.jsonl", data__train_size=3)
         (tmp_path / "r.jsonl").write_text(own)
         assert make(c, tmp_path) == {"rubrics": 4, "made": 3, "failed": 0}
+        assert "rubric.seeds is empty" in capsys.readouterr().out
         assert (tmp_path / "r.jsonl").read_text().startswith(own + "\n")
         assert len(read_rubrics(c.rubric.path)) == 4
         for name in ("r.json", "list.jsonl"):
@@ -104,7 +110,8 @@ def test_the_writer_is_asked_for_points_that_the_run_allows():
     for kind, negative in (("signed", True), ("healthbench", True), ("rar", False), ("checklist", False)):
         shown = WriterPrompts(config("http://h/v1", "x", rubric__aggregate=kind), SEEDS[1:], None)
         (message,) = shown.messages(["Why?"])
-        assert ("-10" in message) == negative and "from 1 to 10" in message
+        most = 100 if kind == "checklist" else 10
+        assert ("-10" in message) == negative and re.search(rf"from 1 to {most}\b", message)
 
 
 @pytest.mark.parametrize("kind, points", [("rar", -2), ("healthbench", -2), ("signed", "\\ud800")])
@@ -140,6 +147,7 @@ def test_vectors_come_from_the_writers_address(tmp_path):
         assert vectors(["aab", "b"])[:, :2].tolist() == [[2, 1], [0, 1]] and requests[0][1] == "/v1/embeddings"
         with pytest.raises(UserError, match="rubric.retriever.*no vectors"):
             vectors(["broken"])
+    assert all(vector_of({"data": [{"embedding": [1.0, x]}]}) is None for x in (1e300, math.nan, -math.inf))
     for retriever, model, words in (("http", "nano", "no address"), ("decoder", url, "is an address")):
         with pytest.raises(UserError, match=words):
             writer_of(config(model, "x", rubric__retriever=retriever), tmp_path)
@@ -258,7 +266,27 @@ def test_a_filter_counts_failed_verdicts_and_needs_some(tmp_path, working):
         c = config(url, tmp_path / "r.jsonl", data__train_size=2, rubric__rollouts=3)
         rubric_file(tmp_path / "r.jsonl", c, ("it has ''", 5.0), ("it has 'zebra'", 3.0))
         if working:
-            assert filter_rubrics(c, tmp_path)["failures"] == 2 * 3
+            out = filter_rubrics(c, tmp_path)
+            assert out["failures"] == 2 * 3 and out["answered"] == 1
         else:
             with pytest.raises(UserError, match="judge.model.*failed on all 12 verdicts"):
                 filter_rubrics(c, tmp_path)
+
+
+def test_a_filter_of_replies_without_an_answer_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(graders, "extract_answer", extract_answer)
+    with serving(unsure) as (url, _):
+        c = config(url, tmp_path / "r.jsonl", data__train_size=2, rubric__rollouts=3)
+        rubric_file(tmp_path / "r.jsonl", c, ("it has ''", 5.0), ("it has 'zebra'", 3.0))
+        with pytest.raises(UserError, match="none of the 6 replies.*model.path"):
+            filter_rubrics(c, tmp_path)
+    assert not (tmp_path / "rubrics.jsonl").exists()
+
+
+def test_a_package_that_is_missing_is_named_before_the_writer_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    c = config(str(tmp_path / "nowhere"), tmp_path / "r.jsonl", rubric__seeds="seeds.jsonl")
+    with pytest.raises(UserError, match="rubric.retriever is 'bm25', which needs bm25s"):
+        writer_of(c, tmp_path)
+    with pytest.raises(UserError, match="rubric.writer '.*nowhere' is neither"):
+        writer_of(config("x", "x", rubric__writer=str(tmp_path / "nowhere")), tmp_path)

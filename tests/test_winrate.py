@@ -14,12 +14,14 @@ from rl_likelihood.data.judged_text import BETTER, JudgeSettings
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.errors import UserError
 from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled
+from rl_likelihood.evaluation.records import FOLDER
 from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.architecture import init
 from rl_likelihood.rollouts.endpoint import Endpoint
 from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.rollouts.local_judge import Verdicts, save_head
 from rl_likelihood.run_model import random_model
+from rl_likelihood.runtime import run_files
 from rl_likelihood.task import random_key
 from rl_likelihood.weights import files
 from rl_likelihood.winrate import calibrate, measured, measured_by_server
@@ -46,6 +48,11 @@ def test_a_judge_that_can_tell_gives_a_win_rate():
     assert out["judge"]["shuffled"]["length_only"] == pytest.approx(0.5, abs=0.2)
     # 10 ties at one half, 20 wins by 0.3.
     assert out["win_rate"] == pytest.approx(100 * (10 * 0.5 + 20 * 0.8) / 30)
+    assert (out["answered_a"], out["answered_b"]) == (1, 1)
+    silent = {q: b._replace(answer="" if n % 2 else b.answer) for n, (q, b) in enumerate(B.items())}
+    assert measured(knows, A, silent)["answered_b"] == 0.5
+    with pytest.raises(UserError, match="--b has no answer to any of the 30"):
+        measured(knows, A, {q: b._replace(answer=" ") for q, b in B.items()})
     assert out["first_bias"] == pytest.approx(0.05) and out["prompts"] == 30 and out["failures"] == 0
     other = measured(knows, {q: a._replace(reference=A[q].reference) for q, a in B.items()}, A)
     assert other["win_rate"] == pytest.approx(100 - out["win_rate"])
@@ -204,6 +211,8 @@ def test_the_command_refuses_a_judge_of_random_weights(tmp_path):
     bare = write(tmp_path / "bare.jsonl", B)
     untested = subprocess.run([*command, f"--a={bare}", "--judge=nowhere"], capture_output=True, text=True)
     assert untested.returncode == 2 and "have no reference answers" in untested.stderr
+    template = subprocess.run([*command, "--template=foo"], capture_output=True, text=True)
+    assert template.returncode and "--template=foo" in template.stderr and "model|plain" in template.stderr
     missing = subprocess.run(command[:-1], capture_output=True, text=True)
     assert missing.returncode == 2 and "--judge is missing" in missing.stderr
 
@@ -246,6 +255,12 @@ def test_a_run_against_the_outputs_of_a_baseline_as_alpacaeval_stores_them(tmp_p
     evaluated = command("evaluate", f"--config={config}", f"--out={tmp_path / 'run'}")
     _, err = evaluated.communicate()
     assert evaluated.returncode == 0, err
+    (records,) = (tmp_path / "run" / FOLDER).glob("*.jsonl")
+    first, *rows = run_files.read(records)
+    with pytest.raises(UserError, match="--a has no answer"):  # random weights write none
+        common(read_answers(str(tmp_path / "run"), "a"), read_answers(str(tmp_path / "baseline.json"), "b"))
+    rows[0]["greedy"]["answer"] = "warm"
+    records.write_text("".join(json.dumps(row) + "\n" for row in (first, *rows)))
     with serving(behave) as (url, _):
         sides = [f"--a={tmp_path / 'run'}", f"--b={tmp_path / 'baseline.json'}", f"--out={tmp_path / 'out.jsonl'}"]
         done = command("winrate", *sides, f"--judge={url}", "--judge_name=m", f"--cache={tmp_path / 'cache'}")
@@ -254,3 +269,8 @@ def test_a_run_against_the_outputs_of_a_baseline_as_alpacaeval_stores_them(tmp_p
     row = json.loads(out)
     assert row["judge"]["shuffled"]["accuracy"] == row["judge"]["truncated"]["accuracy"] == 1
     assert (row["win_rate"], row["prompts"], row["failures"]) == (0, 8, 0)
+    assert (row["answered_a"], row["answered_b"]) == (1 / 8, 1)
+    del rows[3]["greedy"]["answer"]  # as in records of conversations
+    records.write_text("".join(json.dumps(row) + "\n" for row in (first, *rows)))
+    with pytest.raises(UserError, match="--a=.*conversations"):
+        read_answers(str(tmp_path / "run"), "a")

@@ -45,7 +45,7 @@ def test_a_judge_reads_the_texts_and_what_they_are(reward, more, form):
     c = get_config(f"data=texts,form={form},reward={reward},judge=smollm2-135m-instruct{more}")
     settings = build(c)
     assert settings.reward.judged == reward and settings.rubric.path == more.partition("=")[2]
-    assert ("story" if form == "next_passage" else "poem") in form_for(settings).ask.partition("{question}")[0]
+    assert ("story" if form == "next_passage" else "poem") in form_for(settings).task
     assert settings.judge.max_prompt > settings.prompt.max_prompt and settings.judge.max_row > 2 * c.prompt.max_answer
 
 

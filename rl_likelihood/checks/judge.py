@@ -44,6 +44,8 @@ def validate_judge(c: Config) -> None:
         raise UserError(f"judge.normalise is {j.normalise!r}, which is only for reward_model; set it to none")
     if j.model == "initial" and j.where != "step":
         raise UserError("judge.model is 'initial', which is available only in the step; set judge.where=step")
+    if j.model == "initial" and judged == ["reward_model"]:
+        raise UserError("judge.model is 'initial', which is no reward model; set reward.name to judge")
     if j.model == "initial" and j.template != "model":
         raise UserError(
             f"judge.template is {j.template!r}, but judge.model=initial has the run's own template; set prompt.template"
@@ -84,7 +86,8 @@ def validate_adversarial(c: Config) -> None:
     only |= {"reward.vote_train": 0, "posterior.share": 0}
     only |= {"judge.where": "outside", "judge.normalise": "none", "judge.template": "model", "rubric.path": ""}
     unused = {"head": ["tau_critic", "tau_policy", "critic_share"], "label": ["reward", "critic_share"]}
-    for name in unused.get(c.adversarial.form, ["reward"]):
+    replay = [] if c.adversarial.replay else ["replay_share"]
+    for name in [*unused.get(c.adversarial.form, ["reward"]), *replay]:
         only[f"adversarial.{name}"] = getattr(CriticConfig, name)  # its default
     if c.raro:
         only |= {"posterior.distill": 0, "adversarial.steps": 1}

@@ -78,21 +78,23 @@ class Form(NamedTuple):
     `ask`: the user's message, with {question} and {answers}; "" means a conversation of question and answer, as reward
     models read it. `pieces`: the texts before, between and after the answers. `words`: the replies whose probabilities
     are compared, best first; () for a reward model, whose value head gives the number. `date`: for templates that print
-    today's date.
+    today's date. `task`: explains the task of all questions; it stands before `ask`, word for word.
     """
 
     ask: str
     pieces: tuple[str, ...]
     words: tuple[str, ...] = ()
     date: str = ""
+    task: str = ""
 
     def asking(self, question: str) -> str:
         """The user's message, with a mark where the answers stand."""
-        return self.ask.replace("{answers}", _ANSWERS).replace("{question}", question)
+        before = f"{self.task}\n\n" if self.task else ""
+        return before + self.ask.replace("{answers}", _ANSWERS).replace("{question}", question)
 
     def after(self, task: str) -> Form:
-        """The form with `task` before it: a text that explains the task of all questions."""
-        return self._replace(ask=f"{task}\n\n{self.ask}") if task and self.ask else self
+        """The form with this task, if it asks anything."""
+        return self._replace(task=task) if self.ask else self
 
 
 class Names(NamedTuple):

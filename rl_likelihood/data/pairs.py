@@ -58,6 +58,12 @@ def of_record(record: Any, where: str) -> Comparison:
     prompt = _question(question, f"{where}: field 'prompt'") if question else _implicit(chosen, where)
     answers = [_answer(chosen, f"{where}: field 'chosen'")]
     answers += [_answer(text, f"{where}: field 'rejected'") for text in rejected]
+    for name, value in (("chosen", chosen), *(("rejected", r) for r in rejected)):
+        if isinstance(value, list) and value[:-1] and text_of(value[:-1]).strip() != prompt:
+            raise UserError(
+                f"{where}: field {name!r} is a conversation whose earlier messages differ from the question "
+                f"({prompt[:60]!r}); a comparison has two answers to one question"
+            )
     if answers[0] in answers[1:]:
         raise UserError(f"{where}: chosen and rejected are equal ({answers[0][:60]!r}); remove the row")
     margins = record.get("margin", 0.0)

@@ -51,12 +51,8 @@ class Store:
         return self._by_words(queries, k) if self._words else self._by_vectors(queries, k)
 
     def _by_words(self, queries: Sequence[str], k: int) -> Ranked:
-        try:
-            import bm25s
-        except ImportError:
-            raise UserError(
-                "rubric.retriever needs bm25s; run pip install -c constraints.txt -e '.[rubrics]'"
-            ) from None
+        import bm25s
+
         if self._lexical is None:
             text_tokens = bm25s.tokenize(self.texts, show_progress=False)
             if not text_tokens.vocab:  # no text has a word, as in "2+2?"
@@ -129,12 +125,16 @@ STORES: dict[str, Callable[[np.ndarray, str], Index]] = {"numpy": by_numpy, "fai
 PACKAGES = {"faiss": "faiss", "milvus": "pymilvus"}
 
 
-def refuse_store(where: str) -> None:
-    """UserError if `where` is not a usable store of vectors."""
+def refuse_store(where: str, by: str = "") -> None:
+    """UserError if `where` is not a usable store of vectors, or if the retriever `by` lacks its package."""
     name, _, uri = where.partition(":")
     if name not in STORES or (name == "milvus") != bool(uri):
         raise UserError(
             f"rubric.store is {where!r}; set it to numpy, faiss, or milvus: and a file or address, as milvus:near.db"
+        )
+    if "bm25" in by and not importlib.util.find_spec("bm25s"):
+        raise UserError(
+            f"rubric.retriever is {by!r}, which needs bm25s; run pip install -c constraints.txt -e '.[rubrics]'"
         )
     package = PACKAGES.get(name)
     if package and not importlib.util.find_spec(package):

@@ -8,6 +8,7 @@ With "rubrics": [] and "left_out": true, training leaves the question out.
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import json
 import re
@@ -124,7 +125,8 @@ def criterion_of(row: object) -> Criterion | None:
         return None
     points, tags = row.get("points"), row.get("tags", [])
     if isinstance(points, str):
-        points = POINTS.get(points.strip().casefold())
+        with contextlib.suppress(ValueError):
+            points = POINTS.get(points.strip().casefold()) or float(points)  # models also write "5"
     if not is_number(points) or not 0 < abs(points) <= MOST_POINTS:
         return None
     return Criterion(row["criterion"].strip(), float(points), tuple(map(str, tags)) if isinstance(tags, list) else ())
@@ -185,11 +187,15 @@ def _criteria_of(value: object) -> list[Criterion]:
 
 
 def distinct(criteria: Iterable[Criterion], limit: float = ALIKE) -> list[Criterion]:
-    """The criteria without near-duplicates of earlier ones, by shared words."""
+    """The criteria without near-duplicates of earlier ones, by shared words. A demand and a fault are never one: they
+    may differ by a "no"."""
     unique: list[tuple[Criterion, set[str]]] = []
     for criterion in criteria:
         words = set(re.findall(r"\w+", criterion.text.casefold()))
-        if words and all(len(words & earlier) <= limit * len(words | earlier) for _, earlier in unique):
+        if words and all(
+            criterion.points * other.points < 0 or len(words & earlier) <= limit * len(words | earlier)
+            for other, earlier in unique
+        ):
             unique.append((criterion, words))
     return [criterion for criterion, _ in unique]
 

@@ -41,6 +41,12 @@ def common(a: dict[str, Answered], b: dict[str, Answered]) -> list[tuple[Answere
     pairs = [(answer, b[prompt]) for prompt, answer in a.items() if prompt in b]
     if len(pairs) < 2:
         raise UserError(f"--a and --b have {len(pairs)} questions in common; a comparison needs at least 2")
+    for flag, side in (("a", a), ("b", b)):
+        if not any(side[answer.prompt].answer.strip() for answer, _ in pairs):
+            raise UserError(
+                f"--{flag} has no answer to any of the {len(pairs)} common questions; give a model that writes answers "
+                "in its run's format"
+            )
     return pairs
 
 
@@ -69,7 +75,10 @@ def _of_run(workdir: Path, flag: str) -> list[Answered]:
         raise UserError(f"--{flag}={workdir} has no evaluation with records; evaluate the run first")
     own = read_records(str(workdir / paths[-1]))[1]
     if any("answer" not in row["greedy"] for row in own):
-        raise UserError(f"--{flag}={workdir} was evaluated with eval.grader=none, which samples no answer; set another")
+        raise UserError(
+            f"--{flag}={workdir} has no sampled answers in its last evaluation: eval.grader was none, or its questions "
+            "are whole conversations; set another grader, or give a file of answers"
+        )
     return [Answered(row["prompt"], row["greedy"]["answer"] or "", row["reference"]) for row in own]
 
 

@@ -45,10 +45,7 @@ def summary(rows: Sequence[Scored], resamples: int = RESAMPLES) -> dict[str, Any
     by_question = lambda x: np.bincount(of, x, len(rows))
     right, own = _won(d), _accuracies(rows, [r.scores for r in rows])
     ratios = own | {"accuracy_when_shorter": (by_question(right * shorter), by_question(shorter))}
-    hits, pairs = own["pair_accuracy"]
-    for name in sorted({r.category for r in rows} - {""}):
-        kept = np.asarray([r.category == name for r in rows], float)
-        ratios[f"pair_accuracy/{name}"] = (hits * kept, pairs * kept)
+    pairs = own["pair_accuracy"][1]
     for name, scores in baselines(rows).items():
         ratios |= {f"{name}_{k}": v for k, v in _accuracies(rows, scores).items()}
     exact = {k: ends for k, (a, b) in ratios.items() if b.any() and (ends := interval_of_equal(a[b > 0] / b[b > 0]))}
@@ -94,6 +91,9 @@ def _accuracies(rows: Sequence[Scored], scores: Sequence[np.ndarray]) -> dict[st
     plain = np.asarray([not r.refers for r in rows], float)
     if 0 < plain.sum() < len(rows):
         out["pair_accuracy_without_referring"] = (hits * plain, pairs * plain)
+    for name in sorted({r.category for r in rows} - {""}):
+        kept = np.asarray([r.category == name for r in rows], float)
+        out[f"pair_accuracy/{name}"] = (hits * kept, pairs * kept)
     return out
 
 

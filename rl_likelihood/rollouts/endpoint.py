@@ -82,8 +82,11 @@ class Endpoint:
             parts = httpx.URL()
         if parts.scheme not in ("http", "https") or not parts.host:
             raise UserError(f"{field} is {address!r}, no http address; write http://HOST:PORT/v1")
-        if parts.userinfo:
-            raise UserError(f"{field} has a key in its address; give it in the variable {key_variable}")
+        if parts.userinfo or set("?#") & set(address):
+            raise UserError(
+                f"{field} has a key, ? or # in its address; write http://HOST:PORT/v1, and give the key in the "
+                f"variable {key_variable}"
+            )
         if not settings.name:
             raise UserError(f"{field} is an address, but {name} is empty; set it to the model's name there")
         self.httpx = httpx
@@ -94,6 +97,13 @@ class Endpoint:
         headers = httpx.Headers({"Authorization": f"Bearer {self._key}"} if self._key else {})
         most = httpx.Limits(max_connections=settings.concurrency)
         self._client = functools.partial(httpx.AsyncClient, headers=headers, timeout=None, limits=most)
+        try:
+            self._client()  # reads the environment's proxies and certificates
+        except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+            raise UserError(
+                f"{field} cannot be called with this environment ({type(error).__name__}: {error}); correct or unset "
+                "ALL_PROXY, HTTP_PROXY, HTTPS_PROXY and SSL_CERT_FILE"
+            ) from None
         self._cache = _Cache(cache, f"{limits}cache")
         self._refusal: UserError | None = None
         self._cancelled = False
@@ -111,8 +121,8 @@ class Endpoint:
         return [cached.get(key) for key in keys]
 
     def refuse_unreachable(self) -> None:
-        """UserError if nobody answers at the address, or if the key is refused. Any other reply is accepted, and its
-        content is not read."""
+        """UserError if nobody answers at the address, if it redirects, or if the key is refused. Any other reply is
+        accepted, and its content is not read."""
         try:
             _run(self._reach, self.settings.model.rstrip("/") + MODELS)
         except (TimeoutError, self.httpx.TransportError) as error:
@@ -140,13 +150,13 @@ class Endpoint:
         self._cache.close()
 
     async def _reach(self, address: str) -> None:
-        """UserError if the key is refused."""
+        """UserError if the key is refused, or if the address redirects."""
         async with (
             asyncio.timeout(self.settings.timeout),
             self._client() as client,
             client.stream("GET", address) as reply,
         ):
-            if reply.status_code in KEY_REFUSED:
+            if reply.status_code in KEY_REFUSED or 300 <= reply.status_code < 400:
                 text = b""
                 with contextlib.suppress(self.httpx.DecodingError):  # its Content-Encoding is wrong
                     text = await anext(reply.aiter_bytes(), b"")
@@ -239,10 +249,12 @@ class Endpoint:
             reply = json.loads(content)
             value = read(reply)
         except (ValueError, RecursionError, OverflowError):
-            raise NoReply("reply is no JSON, or has a number that is too large") from None
+            raise NoReply("reply is no JSON, or has a number that is too large", self._shown(content)) from None
         self._correct(body, reply)
         if value is None:
-            raise NoReply("reply without the requested value")
+            text = message_of(reply).get("content")  # the envelope around it may be long
+            content = text.encode(errors="replace") if isinstance(text, str) else content
+            raise NoReply("reply without the requested value", self._shown(content))
         return value
 
     def _refuse(self, status: int, text: str) -> None:

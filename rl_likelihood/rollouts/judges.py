@@ -116,8 +116,6 @@ def judge_of(task: Task, devices: Devices, workdir: Path) -> AnyJudge:
             raise UserError("reward.name is 'adversarial', which runs in one process; give it one host's devices")
         return Experts(_own_reader(task, form), c.seed, c.adversarial.replay)
     if j.model == "initial":
-        if c.reward.judged != "judge":
-            raise UserError("judge.model is 'initial', which is no reward model; set reward.name to judge")
         reader = _own_reader(task, form)
         return StepJudge(reader, Judge("judge", task.model, judged_text.words_of(reader)), None)
     if j.remote or j.where == "outside":
@@ -206,7 +204,7 @@ def judged(judge: AnyJudge, task: Task, graded: HostRewards, rows: list[EncodedE
     """The host's rewards with the judge's number for each sampled answer, or with the inputs of a judge in the step.
 
     The judge sees question and answer, never the chain. A row without an answer is judged as an empty answer. A row on
-    which the judge failed is dropped.
+    which the judge failed is dropped. UserError if it failed on all: the run would go on and learn nothing.
     """
     questions = [judged_text.question_of(row.example) for row in rows]
     plain = [[graders.extract_answer(text, task.fmt) for text in group] for group in texts]
@@ -229,6 +227,11 @@ def judged(judge: AnyJudge, task: Task, graded: HostRewards, rows: list[EncodedE
         out, further = judge(questions, plain)
     else:
         out = judge(questions, answers)
+    if not out.keep.any():
+        raise UserError(
+            f"judge.model {task.config.judge.model!r} gave no verdict on all {out.keep.size} answers of a step; see "
+            "the messages above, then run the same command to resume"
+        )
     logged = further | {"judge/failures": float((~out.keep).sum()), "judge/cut": float(out.cut)}
     values = {**graded.values, task.config.reward.judged: np.where(out.keep, out.values, 0).astype(np.float32)}
     return graded._replace(values=values, keep=graded.keep & out.keep, logged=graded.logged | logged, verdicts=verdicts)

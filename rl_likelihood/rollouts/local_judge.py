@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -65,14 +66,20 @@ class LocalJudge:
             yield Verdicts(numbers, np.isfinite(numbers), encoded.cut)
 
 
-def describe_decoder(path: str) -> tuple[ModelConfig, str]:
+def describe_decoder(path: str, field: str = JUDGE.model) -> tuple[ModelConfig, str]:
     """(the model, its tokenizer's path) for a model's name, a folder, a .gguf file or a run's workdir. Reads no
-    weights."""
+    weights. `field`: the setting that names it, for messages."""
     if (Path(path) / checkpoint.FOLDER).is_dir():
         model, _, tokenizer_at, _ = checkpoint.describe(path)
         return model, tokenizer_path(Path(path), tokenizer_at)
-    resolved = str(assets.resolve(path).resolve())
+    resolved = str(_resolved(path, field).resolve())
     return files.describe(resolved), resolved
+
+
+def _resolved(path: str, field: str) -> Path:
+    if re.fullmatch(r"[\w.-]+:\d+(/.*)?", path) and not Path(path).exists():
+        raise UserError(f"{field} is {path!r}, which is no path; an address begins with http:// or https://")
+    return assets.resolve(path, field)
 
 
 def load_decoder(path: str) -> tuple[ModelConfig, Params]:
@@ -84,14 +91,14 @@ def load_decoder(path: str) -> tuple[ModelConfig, Params]:
     return as_judge(model, jax.default_backend()), params
 
 
-def load_head(path: str | Path) -> tuple[ValueHead, float] | None:
+def load_head(path: str | Path, field: str = JUDGE.model) -> tuple[ValueHead, float] | None:
     """(the value head, the spread of its scores) of a reward model's workdir or of a sequence classifier (whose spread
     is taken as 1); None for any other model."""
     file = Path(path) / HEAD
     if not file.is_file():
         if checkpoint.latest_step(path) is not None:  # another run: its config.json does not describe a model
             return None
-        score = files.score_of(path if Path(path).exists() else assets.resolve(path))
+        score = files.score_of(path if Path(path).exists() else _resolved(str(path), field))
         return None if score is None else (ValueHead(score, np.float32(0)), 1.0)
     try:
         with np.load(file) as stored:
@@ -128,8 +135,8 @@ def reader_of(
     A reward model (a folder with a value head) always scores one answer, whatever `form` is. In its workdir is the date
     that its template prints.
     """
-    model, tokenizer_at = describe_decoder(path)
-    if load_head(path) is not None:
+    model, tokenizer_at = describe_decoder(path, names.model)
+    if load_head(path, names.model) is not None:
         form = judged_text.SCORE._replace(date=kept_date(Path(path)) or form.date)
     text, _ = load_tokenizer(tokenizer_at, template, names.template)
     reader = Reader(text, tokenizer.vocab_bytes(text, model.vocab_size), form, max_prompt, max_row, names)

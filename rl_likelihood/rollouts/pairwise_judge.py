@@ -28,7 +28,7 @@ class PairwiseJudge:
         self, questions: Sequence[str], answers: Sequence[Sequence[str | None]]
     ) -> tuple[Verdicts, dict[str, float]]:
         """(the preference for each answer over the opponent [P, G], metrics). Both orders are averaged; the
-        opponent itself has 0.5.
+        opponent itself has 0.5, or no number in a group without a verdict.
 
         The opponent depends only on the seed, the question and the answers, so a resumed run asks the same again.
         """
@@ -42,7 +42,8 @@ class PairwiseJudge:
         out = self.judge(questions, rows)
         first, second = np.where(out.keep, out.values, np.nan).reshape(len(rows), -1, 2).transpose(2, 0, 1)
         bias = ((first + second) / 2 - 0.5)[np.isfinite(first + second)]
-        wins = [np.insert(row, other, 0.5) for row, other in zip((first + 1 - second) / 2, others, strict=True)]
-        values = np.asarray(wins, np.float32)
+        wins = (first + 1 - second) / 2
+        own = np.where(np.isfinite(wins).any(1), 0.5, math.nan)  # without a verdict, the opponent's 0.5 says nothing
+        values = np.asarray([np.insert(*row) for row in zip(wins, others, own, strict=True)], np.float32)
         logged = {"judge/first_bias": float(bias.mean()) if bias.size else math.nan}
         return Verdicts(values, np.isfinite(values), out.cut), logged

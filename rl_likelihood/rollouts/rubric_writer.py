@@ -49,7 +49,8 @@ POINTS = (
     "a whole number from 1 to 10 for what a good answer does, or from -10 to -1 for a fault that it may have. "
     "Some entries are faults."
 )
-POSITIVE = "a whole number from 1 to 10. Word each entry as what a good answer does; of a fault say that it is absent."
+POSITIVE = "a whole number from 1 to {}. Word each entry as what a good answer does; of a fault say that it is absent."
+MOST_IN_VECTOR = 1e9  # of a number in an embedding, so that sums of squares stay finite in float32
 
 Write = Callable[[Sequence[str]], list[str | None]]  # messages -> replies, None for a missing reply
 
@@ -78,7 +79,8 @@ class WriterPrompts:
         similar = _json([self.criteria[i] for i in pool])
         similar = f"\nCriteria of questions that are near:\n{similar}\n" if pool else ""
         asked = f"{self.task}\n\n{question}" if self.task else question
-        points = POSITIVE if self.c.aggregate in rubrics.ALL_POSITIVE else POINTS
+        most = int(rubrics.UNIVERSAL.points) if self.c.aggregate == "checklist" else 10  # beside the criterion of 100
+        points = POSITIVE.format(most) if self.c.aggregate in rubrics.ALL_POSITIVE else POINTS
         return ASK.format(points=points, items=self.c.items, cases=examples, pool=similar, question=asked)
 
 
@@ -102,7 +104,7 @@ def written(question: str, id: str, reply: str | None, r: RubricSettings) -> Rub
 def writer_of(c: Config, workdir: Path) -> tuple[Write, Embed | None]:
     """(the config's writer, the function that embeds texts, or None if the retriever needs no vectors)."""
     name = c.rubric.writer or c.judge.model
-    refuse_store(c.rubric.store)
+    refuse_store(c.rubric.store, c.rubric.retriever if c.rubric.seeds else "")
     if "http" in c.rubric.retriever and "://" not in name:
         raise UserError(f"rubric.retriever is {c.rubric.retriever!r}, but {name!r} is no address; set bm25 or decoder")
     if "decoder" in c.rubric.retriever and "://" in name:
@@ -144,11 +146,11 @@ def vector_of(reply: object) -> list[float] | None:
         vector = [float(x) for x in reply["data"][0]["embedding"]]  # type: ignore[index]
     except (TypeError, KeyError, IndexError, ValueError):
         return None
-    return vector if vector and np.isfinite(vector).all() else None
+    return vector if vector and np.abs(vector).max() <= MOST_IN_VECTOR else None
 
 
 def _local(c: Config, path: str) -> tuple[Write, Embed | None]:
-    _, tokenizer_at = describe_decoder(path)
+    _, tokenizer_at = describe_decoder(path, "rubric.writer" if c.rubric.writer else "judge.model")
     text, eos_ids = load_tokenizer(tokenizer_at, c.judge.template, "judge.template")
     model, params = load_decoder(path)
     params = jax.device_put(params, jax.local_devices()[0])

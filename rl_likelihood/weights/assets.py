@@ -59,21 +59,22 @@ def cache_path(name: str) -> Path:
     return cache_dir() / name / ASSETS[name].file
 
 
-def resolve(name_or_path: str | os.PathLike) -> Path:
+def resolve(name_or_path: str | os.PathLike, field: str = "model") -> Path:
     """Path of a model: an existing path unchanged, a known name, downloaded to the cache once and checked, or org/name
     of the Hugging Face Hub.
 
-    UserError for an unknown name, a failed download or a wrong checksum; it says how to get the file by hand.
+    UserError for an unknown name, a failed download or a wrong checksum; it says how to get the file by hand. `field`:
+    what the message calls the name.
     """
     path = Path(name_or_path).expanduser()
     if path.exists():
         return path
     name = str(name_or_path)
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        return _from_hub(name)
+        return _from_hub(name, field)
     if name not in ASSETS:
         raise UserError(
-            f"model {name!r} is neither a path that exists nor a known name ({', '.join(sorted(ASSETS))}); "
+            f"{field} {name!r} is neither a path that exists nor a known name ({', '.join(sorted(ASSETS))}); "
             "give a Hugging Face folder, a .gguf file, one of these names, or org/name of the Hub"
         )
     asset = ASSETS[name]
@@ -85,7 +86,7 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
     return target
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, field: str) -> Path:
     """The folder of a model of the Hugging Face Hub in huggingface_hub's own cache; HF_TOKEN opens gated ones."""
     from huggingface_hub import snapshot_download  # slow to import
 
@@ -94,8 +95,8 @@ def _from_hub(name: str) -> Path:
     except Exception as e:  # of several libraries, down to the connection's
         why = " ".join(str(e).split())[:200] or type(e).__name__
         raise UserError(
-            f"model {name!r} is no path that exists, and the Hugging Face Hub did not give it ({why}); check the name, "
-            "set HF_TOKEN for a gated model, or give a folder"
+            f"{field} {name!r} is no path that exists, and the Hugging Face Hub did not give it ({why}); check the "
+            "name, set HF_TOKEN for a gated model, or give a folder"
         ) from None
 
 

@@ -41,6 +41,12 @@ def test_a_reward_model_reads_the_conversation():
     assert out.cut == 0 and out.judged.prompt.shape == (2, 300) and out.judged.rows.shape == (2, 2, 300)
 
 
+def test_a_task_is_read_word_for_word():
+    text = filled(CORRECT.after("Fill {question} with {answers}."), "What?", ("7",))
+    assert text.startswith("Fill {question} with {answers}.\n\nQuestion:") and text.count("<<<") == 1
+    assert text.partition("\n\n")[2] == filled(CORRECT, "What?", ("7",))
+
+
 @pytest.mark.parametrize("form, answers", [(CORRECT, ("7",)), (BETTER, ("7", "eight"))])
 def test_a_judge_is_asked_in_one_message(form, answers):
     out = encode(reader(form), ["What?"], [[answers]])

@@ -19,6 +19,7 @@ def said(*texts):
         ({"prompt": said("Hi", "Yes?", "More"), "chosen": said("x", "a")[1:], "rejected": "b"}, True),
         ({"prompt": said("Hi"), "chosen": "a", "rejected": ["b"]}, "Hi"),
         ({"chosen": said("Hi", "a"), "rejected": said("Hi", "b")}, "Hi"),
+        ({"prompt": "Hi", "chosen": said("Hi", "a"), "rejected": [said("Hi", "b")]}, "Hi"),
     ],
 )
 def test_a_question_is_all_that_was_said_before_the_answers(row, prompt):
@@ -45,6 +46,11 @@ def test_null_is_missing():
         ({"rejected": ["b", 0]}, "'rejected' holds a number"),
         ({"rejected": said("x", "b")[1]}, "'rejected' holds an object"),
         ({"rejected": [*said("x", "b"), "c"]}, "'rejected' holds a list"),
+        (
+            {"prompt": None, "chosen": said("q", "x", "r", "a"), "rejected": said("q", "y", "s", "b")},
+            "'rejected'.*'user: q",
+        ),
+        ({"chosen": said("q", "x", "r", "a")}, "'chosen' is a conversation.*'q'"),
         ({"chosen": ["a"]}, "'chosen' holds a list"),
         ({"rejected": []}, "there is one option; a comparison needs two"),
         ({"rejected": ""}, "'rejected' holds an empty text"),

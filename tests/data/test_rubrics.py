@@ -46,7 +46,10 @@ def test_healthbench_rows_are_read_and_written(tmp_path):
 
 def test_a_conversation_and_points_as_words(tmp_path):
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
-    row = {"prompt": messages, "rubrics": [{"criterion": "x", "points": "Essential"}, {"criterion": "y", "points": 2}]}
+    row = {
+        "prompt": messages,
+        "rubrics": [{"criterion": "x", "points": "Essential"}, {"criterion": "y", "points": " 2"}],
+    }
     (rubric,) = read_rubrics(write(tmp_path / "a.jsonl", row))
     assert rubric.prompt == "user: Hi\n\nassistant: Yes?" and [c.points for c in rubric.criteria] == [1.0, 2.0]
 
@@ -63,7 +66,10 @@ def test_a_conversation_and_points_as_words(tmp_path):
         ({"rubrics": [{"criterion": "x", "points": 1e308}]}, "'points'"),
         ({"rubrics": [{"criterion": "x", "points": 10**400}]}, "'points'"),
         ({"rubrics": [{"criterion": "\ud800", "points": 1}]}, "a.jsonl:1: a text holds half of a surrogate pair"),
-        ({"rubrics": [{"criterion": "x", "points": "crucial"}]}, "essential, important"),
+        *(
+            ({"rubrics": [{"criterion": "x", "points": p}]}, "essential, important")
+            for p in ("crucial", "nan", "1e400")
+        ),
         ({"rubrics": [{"criterion": " ", "points": 1}]}, "criterion 1"),
         ({"prompt": []}, "'prompt'"),
         ({"prompt": [{"role": "user"}]}, "'prompt'"),
@@ -124,6 +130,12 @@ def test_near_duplicates_are_one():
     texts = ["Names the exact cause of the failure, and says why", "names the exact cause of the failure and says why!"]
     other = "Names the cause"
     assert [c.text for c in distinct(Criterion(t, 1) for t in (*texts, other, "...", other))] == [texts[0], other]
+
+
+def test_a_demand_and_its_opposite_are_two():
+    text = "contains {} clear list of all of the steps that the proof needs, with their reasons and in the right order"
+    both = [Criterion(text.format("a"), 5), Criterion(text.format("no"), -5)]
+    assert distinct(both) == both and distinct([both[0], both[1]._replace(points=5)]) == both[:1]
 
 
 def test_criteria_that_tell_nothing_are_dropped():

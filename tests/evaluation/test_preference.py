@@ -55,6 +55,14 @@ def test_swapped_scores_give_one_minus_the_accuracy():
     assert out["pairs"] == 600 and out["questions"] == 200 and out["chance_best_of_options"] == 0.25
 
 
+def test_baselines_stand_beside_the_accuracy_of_a_category():
+    out, only_a = summary(rows(), 50), summary([r for r in rows() if r.category == "a"], 50)
+    for name in ("length_only", "overlap_only"):
+        assert out[f"{name}_pair_accuracy/a"] == only_a[f"{name}_pair_accuracy"], name
+    expected = only_a["pair_accuracy_minus_length_only"]
+    assert out["pair_accuracy/a_minus_length_only"] == pytest.approx(expected)
+
+
 def test_equal_scores_know_nothing():
     equal = [r._replace(scores=np.zeros(4)) for r in rows(20)]
     out = summary(equal, 50)

@@ -13,10 +13,16 @@ import time
 import numpy as np
 import pytest
 
+from rl_likelihood.config import build
 from rl_likelihood.errors import UserError
 from rl_likelihood.rollouts import endpoint
 from rl_likelihood.rollouts.endpoint import retry_after
+from rl_likelihood.rollouts.host_rewards import HostRewards
 from rl_likelihood.rollouts.http_judge import probability
+from rl_likelihood.rollouts.judges import close, judge_of, judged
+from rl_likelihood.runtime.devices import make_devices
+from rl_likelihood.task import load
+from tests.runs import small_config
 from tests.servers import ask, good, judging, serving, tokens, verdict
 
 KEY = "sk-secret-0123456789"
@@ -263,6 +269,47 @@ def test_whether_an_address_answers_is_known_without_its_content():
     assert time.monotonic() - start < 3
 
 
+def test_a_reply_without_a_verdict_is_shown(capsys):
+    """As of a model that thinks first, whose one token is not a verdict."""
+    thinking = {"choices": [{**tokens(("<think>", 0.0)), "message": {"content": f"<think> {KEY}"}}]}
+    for content in (thinking, b"<html>the gate is shut"):
+        with serving(lambda handler, number, body, c=content: handler.reply(200, c)) as (url, _), judging(url) as judge:
+            assert not ask(judge, "right").keep.any()
+    shown = capsys.readouterr().out
+    assert "(<think> [key])" in shown and "the gate is shut" in shown and KEY not in shown
+
+
+@pytest.mark.parametrize("reward, status", [("judge", 402), ("pairwise", 429)])
+def test_a_run_ends_if_its_judge_gives_no_verdict(tmp_path, reward, status):
+    def behave(handler, number, body):
+        handler.reply(*(status, b"no quota") if number > 1 or working == 0 else (200, verdict(body)))
+
+    texts = [[f"</think><answer>{n}</answer" for n in range(3)]]
+    for working in (1, 0):
+        with serving(behave) as (url, _):
+            about = {"judge__model": url, "judge__name": "m", "judge__attempts": 1, "judge__concurrency": 1}
+            c = build(small_config(reward__name=reward, **about))
+            devices = make_devices(c)
+            task = load(c, mesh=devices.learner)[0]
+            given = HostRewards({}, np.ones((1, 3), bool), {}), task.train[:1], texts
+            judge = judge_of(task, devices, tmp_path / str(working))
+            if working and reward == "judge":
+                assert judged(judge, task, *given).logged["judge/failures"] == 2
+            else:
+                with pytest.raises(UserError, match="judge.model.*no verdict on all 3 answers"):
+                    judged(judge, task, *given)
+            close(judge)
+
+
+@pytest.mark.parametrize(
+    "name, value", [("ALL_PROXY", "socks9://h:1"), ("HTTP_PROXY", "proxy:abc"), ("SSL_CERT_FILE", "/nowhere")]
+)
+def test_an_environment_that_cannot_be_used_is_named(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"judge.model.*{name}"), judging("http://h/v1"):
+        pass
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refused_key_is_known_before_anything_is_asked(status):
     def refuse(handler):
@@ -274,6 +321,12 @@ def test_a_refused_key_is_known_before_anything_is_asked(status):
         assert KEY not in str(refusal.value) and not requests
     with serving(good, get=lambda handler: handler.reply(404, b"")) as (url, _), judging(url) as judge:
         judge.endpoint.refuse_unreachable()  # servers need not list their models
+    with (
+        serving(good, get=lambda handler: handler.reply(307, b"")) as (url, _),
+        judging(url) as judge,
+        pytest.raises(UserError, match="judge.model.*redirects.*307"),
+    ):
+        judge.endpoint.refuse_unreachable()
 
 
 @pytest.mark.parametrize("key", ["sk-ключ", "sk-one\nsk-two"])
@@ -305,11 +358,12 @@ def test_no_more_are_asked_at_one_time_than_allowed():
 @pytest.mark.parametrize(
     "url, words",
     [
-        ("http://user:pw@host/v1", "JUDGE_API_KEY"),
+        *((url, "JUDGE_API_KEY") for url in ("http://user:pw@host/v1", "http://h/v1?key=pw", "http://h/v1#pw")),
         *((url, "no http address") for url in ("ftp://x", "localhost:80", "http://[::1", "http://h:port/v1")),
         *((url, "no http address") for url in ("http://[abc]/v1", f"http://{'a' * 300}/v1", "http://a\nb/v1")),
     ],
 )
 def test_an_address_that_is_none_is_refused(url, words):
-    with pytest.raises(UserError, match=words), judging(url):
+    with pytest.raises(UserError, match=words) as refusal, judging(url):
         pass
+    assert "pw" not in str(refusal.value)

@@ -8,7 +8,7 @@ from rl_likelihood.config import build
 from rl_likelihood.data.judged_text import JudgeSettings
 from rl_likelihood.errors import UserError
 from rl_likelihood.rollouts.endpoint import Endpoint
-from rl_likelihood.rollouts.judges import form_for
+from rl_likelihood.rollouts.judges import form_for, refuse_judge
 from rl_likelihood.rollouts.local_judge import HEAD, load_head
 from rl_likelihood.training.dry_run import dry_run
 from tests.runs import small_config
@@ -37,6 +37,8 @@ INITIAL = {"reward__name": "judge", "judge__model": "initial", "judge__where": "
         ({"reward__name": "judge", "judge__model": "http://h/v1"}, "judge.name is empty"),
         ({"reward__name": "judge", "judge__model": "x", "judge__normalise": "whiten"}, "judge.normalise"),
         ({"reward__name": "judge", "judge__model": "initial"}, "set judge.where=step"),
+        ({**INITIAL, "reward__name": "reward_model", "loss__kl": "k3"}, "no reward model; set reward.name"),
+        ({**CRITIC, "adversarial__replay_share": 0.1}, "adversarial.replay_share is 0.1"),
         ({**INITIAL, "judge__template": "plain"}, "judge.template is 'plain'.*prompt.template"),
         ({**CRITIC, "judge__template": "plain"}, "judge.template is 'plain', .*must be 'model'"),
         ({**CRITIC, "adversarial__tau_critic": 0.3}, "tau_critic is 0.3, but with adversarial.form=head .*0.55"),
@@ -60,7 +62,17 @@ def test_settings_that_do_not_fit_are_refused(changes, words):
 def test_judges_with_words_to_reply_read_the_task():
     for changes in ({"judge__model": "x"}, {"reward__name": "adversarial", "adversarial__form": "label"}):
         c = build(small_config(**{"reward__name": "judge", "judge__task": "A story.", **changes}))
-        assert form_for(c).ask.startswith("A story.\n\n")
+        assert form_for(c).asking("Q").startswith("A story.\n\n")
+
+
+@pytest.mark.parametrize("reward", ["judge", "reward_model", "similar_share"])
+def test_a_model_that_is_none_is_named_with_its_setting(reward, tmp_path):
+    for model, words in (
+        ("smollm2", "judge.model 'smollm2' is neither"),
+        ("localhost:8000/v1", "judge.model.*http://"),
+    ):
+        with pytest.raises(UserError, match=words):
+            refuse_judge(build(small_config(reward__name=reward, judge__model=model)), tmp_path)
 
 
 def test_a_dry_run_refuses_the_judge_first(tmp_path):
