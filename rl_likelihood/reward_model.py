@@ -131,7 +131,8 @@ def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:
     curve = preference.best_of_curve(np.concatenate(proxy)[graded], np.concatenate(gold)[graded])
     out = {"best_of": curve, "questions": int(graded.sum()), "answered": float(np.mean(answered))}
     step = checkpoint.latest_step(workdir) or 0
-    return run_files.append(workdir / preference.RM_EVAL, {"step": step, **out, "grader": c.eval.grader, "cut": cut})
+    row = {"step": step, **out, "grader": c.eval.grader, "cut": cut}
+    return run_files.append(workdir / preference.RM_EVAL, row)[0]
 
 
 def reward_model(c: Config, workdir: Path, only_evaluate: bool = False, force: bool = False) -> dict[str, Any]:
