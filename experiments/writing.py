@@ -17,7 +17,7 @@ paragraphs of 20 to 120 words. All runs of a task have the same held-out works; 
 runs that learn their chains. reer.other is downloaded; without it the searches have three controls, not four.
 
 Hardware: two x86-64 CPU cores, 10 GB of memory, 20 GB of disk. A run of verse took 14 to 39 minutes beside other work,
-half of it for evaluations; --run resumes. Five of the 36 runs and the search on verse have ended. To save time it
+half of it for evaluations; --run resumes. Eight of the 36 runs and the search on verse have ended. To save time it
 trains LoRA adapters, with two prompts a step, as experiments/long_answers.py.
 
 All likelihood rewards have one loss, that of Kwiatkowski et al. without KL: leave-one-out, sums over tokens, the exact

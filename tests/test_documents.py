@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs import writing
-from experiments import base_rates, reward_model
+from experiments import base_rates, chain_lengths, reward_model
 from rl_likelihood.config import all_fields, apply_preset, build
 from rl_likelihood.datasets import procedural
 from rl_likelihood.presets import PRESETS
@@ -203,6 +203,15 @@ def test_claims_and_the_grid_are_those_of_the_result_files():
 def test_the_tables_of_base_rates_are_those_of_their_results():
     results = json.loads((RUNS / "base_rates.json").read_text())
     assert base_rates.tables({task: results[task] for task in base_rates.TASKS}) in RESULTS
+
+
+@pytest.mark.parametrize(
+    "page, name",
+    [("results", "long_answers_long_seed_0"), ("writing", "writing_verse_seed_0"), ("writing", "writing_verse_seed_1")],
+)
+def test_the_tables_of_chain_lengths_are_those_of_their_results(page, name):
+    shown = chain_lengths.table(json.loads((RUNS / f"{name}.json").read_text()))
+    assert shown in TEXTS[f"docs/{page}.md"].replace("`sft`†", "`sft`")
 
 
 def test_the_memory_of_the_plans_is_that_of_their_outputs():

@@ -1,0 +1,72 @@
+"""The tables of chain lengths in docs/results.md and docs/writing.md, from the runs of one task and seed.
+
+    python -m experiments.chain_lengths --runs=runs/writing --task=verse --seed=0
+    python -m experiments.chain_lengths --task=verse --seed=0 --only_table
+
+Reads each run's eval.jsonl and writes experiments/results/NAME_TASK_SEED.json, where NAME is the folder's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+NUMBERS = ("stage", "questions", "samples", "greedy_chain_length", "chain_length", "chain_length_no_tags", "truncated")
+NUMBERS += ("perplexity", "perplexity_no_chain", "perplexity_swapped", "chain_gain", "trace_area")
+NUMBERS += ("no_chain/distinct_2", "no_chain/self_bleu", "no_chain/copied")
+COLUMNS = {  # field: (head, scale, digits)
+    "chain_length": ("sampled chain, tokens", 1, 0),
+    "greedy_chain_length": ("greedy chain, tokens", 1, 0),
+    "truncated": ("never open the answer, %", 100, 0),
+    "perplexity": ("perplexity", 1, 1),
+    "perplexity_no_chain": ("without a chain", 1, 1),
+    "perplexity_swapped": ("after another's chain", 1, 1),
+    "trace_area": ("parts of the chain add, nats", 1, 3),
+}
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """A row for each reward, with 95 % intervals."""
+    columns = {k: v for k, v in COLUMNS.items() if all(k in row for row in results.values())}
+    lines = ["| reward | " + " | ".join(head for head, _, _ in columns.values()) + " |"]
+    lines.append("|---|" + "---:|" * len(columns))
+    for name, row in results.items():
+        cells = ["untouched" if name == "untouched" else f"`{name}`"]
+        for field, (_, scale, digits) in columns.items():
+            value, (low, high) = row[field], row["ci95"][field]
+            cells.append(f"{value * scale:.{digits}f} ({low * scale:.{digits}f} to {high * scale:.{digits}f})")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def collected(runs: Path, task: str, seed: int) -> dict[str, dict[str, Any]]:
+    """The last evaluation of each run, by reward, and that of the untouched model."""
+    results: dict[str, dict[str, Any]] = {}
+    for path in sorted(runs.glob(f"*seed={seed},task={task}-*/eval.jsonl")):
+        reward = path.parent.name.partition(",")[0].removeprefix("reward=")
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for name, row in (("untouched", lines[0]), (reward, lines[-1])):
+            if (row["stage"] == "untouched") == (name == "untouched"):
+                numbers = {k: row[k] for k in NUMBERS if row.get(k) is not None}
+                results[name] = numbers | {"ci95": {k: v for k, v in row["ci95"].items() if k in numbers}}
+    return {name: results[name] for name in sorted(results, key=lambda name: (name != "untouched", name))}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--runs", type=Path, default=Path("runs/writing"))
+    arguments.add_argument("--task", default="verse")
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--only_table", action="store_true", help="of the file that is there")
+    a = arguments.parse_args()
+    out = RESULTS / f"{a.runs.name}_{a.task}_seed_{a.seed}.json"
+    if not a.only_table:
+        out.write_text(json.dumps(collected(a.runs, a.task, a.seed), indent=1) + "\n")
+    print(table(json.loads(out.read_text())), end="")
+
+
+if __name__ == "__main__":
+    main()
