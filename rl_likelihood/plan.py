@@ -151,7 +151,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # programs for an absent TPU cannot be read back
     count = f.topology.removeprefix("cpu:")
-    if count.isdigit() and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    if count.isdecimal() and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", max(1, int(count)))
     values, _ = from_flags()
     if f.model:

@@ -76,7 +76,7 @@ class MeshSettings:
 class PodSettings:
     """Several processes."""
 
-    heartbeat: float = field(30.0, "seconds until the death of another process is noticed", least=1)
+    heartbeat: float = field(30.0, "seconds until the death of another process is noticed", least=1, most=86400)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,9 @@ class EvalSettings:
     prompts: int = field(100, "held-out questions to evaluate", least=0)
     grader: str = field("exact_match", "a grader of docs/grading.md; none: no grades; answers only for eval.texts")
     grader_workers: int = field(2, "processes for graders that may hang or crash; 0: one per core", least=0)
-    grader_seconds: float = field(10.0, "time limit for grading one answer; a timeout counts as failure", least=1)
+    grader_seconds: float = field(
+        10.0, "time limit for grading one answer; a timeout counts as failure", least=1, most=86400
+    )
     unsafe_code: bool = field(
         False, "run programs (code_tests) even if Linux cannot cut them off from network and files"
     )

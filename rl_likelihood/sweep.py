@@ -147,7 +147,7 @@ def chosen(points: dict[int, Point], which: str) -> dict[int, Point]:
     wanted: list[int] = []
     for part in which.split(","):
         first, dash, last = part.partition("-")
-        if not (first.isdigit() and (last.isdigit() or not dash)):
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
             raise UserError(f'--run={which}: {part!r} is no number; write numbers and ranges, as "0-7,12"')
         wanted += range(int(first), int(last or first) + 1)
     missing = [i for i in wanted if i not in points]

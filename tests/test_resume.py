@@ -76,8 +76,11 @@ def test_other_prompts_or_code_are_refused_and_leave_the_workdir_as_it_was(tmp_p
             run(tmp_path / "run", **own | {"train__steps": 2})
         (tmp_path / name).write_text(before)
         assert files == {name: (tmp_path / "run" / name).read_bytes() for name in files}
-    (tmp_path / "run" / "STATUS").unlink()
     (tmp_path / "other.txt").write_text("Divide.")
+    (tmp_path / "run" / "STATUS").write_text('{"state": "done", "host": "a"}')  # of another version
+    with pytest.raises(UserError, match="other prompts"):
+        run(tmp_path / "run", **own | {"prompt__instruction_path": str(tmp_path / "other.txt")})
+    (tmp_path / "run" / "STATUS").unlink()
     with pytest.raises(UserError, match="other prompts"):
         run(tmp_path / "run", **own | {"train__steps": 2, "prompt__instruction_path": str(tmp_path / "other.txt")})
     status = run_files.read_status(tmp_path / "run")

@@ -154,6 +154,7 @@ def test_a_point_that_is_not_there_is_refused_before_files_are_made(tmp_path, ca
     [
         (["--run=7", "--runner=print"], "there is no point 7"),
         (["--run=x", "--runner=print"], "'x' is no number"),
+        (["--run=²", "--runner=print"], "'²' is no number"),
         (["--list", "--only", "rewrd=sft"], "did you mean reward=VALUE"),
         (["--list", "--run"], "not allowed with"),
         ([], "is required"),

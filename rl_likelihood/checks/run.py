@@ -22,7 +22,7 @@ def validate(c: Config) -> None:
         both = "both are set" if c.model.path else "neither is set"
         raise UserError(f"model.path (weights) and model.preset (random weights): {both}; set exactly one of them")
     devices = c.sampler.devices
-    if devices != "shared" and (not devices.isdigit() or int(devices) < 1):
+    if devices != "shared" and (not devices.isdecimal() or int(devices) < 1):
         raise UserError(
             f"sampler.devices is {devices!r}; it must be shared, or the number of devices of each process that only "
             "sample"

@@ -141,7 +141,7 @@ def guarded(main: Callable[[], bool | None], in_bucket: bool = False) -> None:
         if "coordinator" in flags.FLAGS:
             join(flags.FLAGS)
         stopped_exit = os.environ.get(STOPPED_EXIT, "0")
-        if not stopped_exit.isdigit() or int(stopped_exit) > 255:
+        if not stopped_exit.isdecimal() or int(stopped_exit) > 255:
             raise UserError(f"{STOPPED_EXIT} is {stopped_exit!r}; set it to an exit code from 0 to 255")
         stopped = main()
     except UserError as error:

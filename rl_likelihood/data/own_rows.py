@@ -14,6 +14,7 @@ from rl_likelihood.errors import UserError
 from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, REJECTED, Example
 
 ROLES = ("system", "user", "assistant")
+_COLUMNS = "the file is one object of columns; write JSON lines with df.to_json(..., orient='records', lines=True)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,9 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
     field = columns.prompt if columns.prompt in row else "messages"
     if field not in row:
         raise BadRow(_missing(record, columns, "prompt"))
+    both = (row[field], row.get(columns.answer))
+    if all(isinstance(value, list) and value and isinstance(value[0], str) for value in both):
+        raise BadRow(_COLUMNS)
     messages: tuple[tuple[str, str], ...] = ()
     if field == "messages" or isinstance(row[field], list):
         messages = _parse_messages(row[field], field, columns.answer in row)
@@ -76,6 +80,8 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
     row[columns.answer] = answer = _answer(row[columns.answer], columns.answer)  # it may be the chain's column too
     chain, task = (_text(row.get(name, ""), name, needed=False) for name in (columns.chain, "task"))
     uid = row.get("id", default_id)
+    if is_number(uid) and uid == int(uid):  # pandas turns integers into floats where one is missing
+        uid = int(uid)
     whole = isinstance(uid, int) or (isinstance(uid, Written) and uid.lstrip("-").isdigit())
     text = _is_text(uid) and encodable(uid)
     if isinstance(uid, bool) or not (whole or text):
@@ -140,7 +146,7 @@ def _missing(record: dict[str, Any], columns: Columns, column: str) -> str:
     if rows:
         return f"field {rows[0]!r} holds the rows; write that list alone into a file"
     if record and all(field.isdigit() for field in record):  # as pandas writes by default
-        return "the file is one object of columns; write JSON lines with df.to_json(..., orient='records', lines=True)"
+        return _COLUMNS
     fields = ", ".join([field for field, value in record.items() if value is not None][:8]) or "no field"
     return (
         f"field {name!r} is missing (the row has {fields}); "

@@ -197,7 +197,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     twice = [name for name in dict(pairs) if names.count(name) > 1] if len(names) > len(set(names)) else []
     if twice:
-        raise json.JSONDecodeError(f"key {twice[0]!r} stands twice in one object", "", 0)
+        raise BadRow(f"key {twice[0]!r} stands twice in one object")
     return dict(pairs)
 
 
@@ -206,7 +206,11 @@ def _line(line: bytes, as_written: bool) -> dict | str:
         return _object(_load(line, as_written))
     except UnicodeDecodeError:
         return "not UTF-8 text"
+    except BadRow as e:
+        return str(e)
     except (ValueError, RecursionError) as e:
+        if re.search(rb"}\s*,\s*$", line) and isinstance(_line(line.rstrip()[:-1], as_written), dict):
+            return "a comma follows the object; remove it, or put all rows in one list [...]"
         return f"not JSON ({getattr(e, 'msg', None) or 'nested too deeply or a number too long'})"
 
 
@@ -228,6 +232,8 @@ def _whole(name: str, data: bytes, as_written: bool) -> Any:
         return _load(data, as_written)
     except UnicodeDecodeError as e:
         raise UserError(f"{name} is not UTF-8 text (byte {e.start}); fetch it again") from e
+    except BadRow as e:
+        raise UserError(f"{name}: {e}; mend the file") from e
     except json.JSONDecodeError as e:
         problem = "the JSON array that it begins is broken" if data.lstrip().startswith(b"[") else "not JSON"
         if not name.lower().removesuffix(".gz").endswith(SUFFIXES):
@@ -256,5 +262,5 @@ def _parquet(name: str, data: bytes) -> Iterator[dict]:
             short = [field for field in batch.schema if "float" in str(field.type)]
             for row in batch.to_pylist():
                 yield row | {field.name: _short(row[field.name], field.type) for field in short}
-    except pyarrow.ArrowException as e:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:  # the last two from a damaged page
         raise UserError(f"{name} is not a readable parquet file ({reason(e)}); fetch it again") from e

@@ -81,15 +81,21 @@ def set_template(
 def _from_folder(path: Path) -> PreTrainedTokenizerFast:
     file = path / "tokenizer.json"
     if not file.is_file():
-        raise UserError(
-            f"{file}: no such file; a model folder needs it beside its weights "
-            "(AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it)"
-        )
+        writes = "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it"
+        needed = f"a model folder needs it beside its weights ({writes})"
+        raise UserError(f"{file}: no such file; {_cure(path, needed)}")
     try:
         # This class uses tokenizer.json unchanged, whatever class tokenizer_config.json names.
         return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except Exception as e:  # tokenizers raises bare Exception for a file that it cannot parse
-        raise UserError(f"{file}: cannot be read as a tokenizer ({e}); download the model again") from e
+        raise UserError(f"{file}: cannot be read as a tokenizer ({e}); {_cure(path)}") from e
+
+
+def _cure(folder: Path, of_model: str = "download the model again") -> str:
+    """What to do about a damaged folder: a model's, or the one that `keep_tokenizer` wrote to a workdir."""
+    if folder.name == "tokenizer" and (folder.parent / "inputs.json").is_file():
+        return f"delete {folder}, and the run takes the tokenizer of its model again"
+    return of_model
 
 
 def _from_gguf(file: Path) -> PreTrainedTokenizerFast:
@@ -185,7 +191,7 @@ def eos_ids(tokenizer: PreTrainedTokenizerFast, model_path: str | os.PathLike) -
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as e:
-            raise UserError(f"{file}: not valid JSON ({e}); download the model again") from None
+            raise UserError(f"{file}: not valid JSON ({e}); {_cure(file.parent)}") from None
         value = config.get("eos_token_id") if isinstance(config, dict) else config
         if value is not None:
             stop = value if isinstance(value, list) else [value]

@@ -36,7 +36,11 @@ def locate(sources: list[str], dataset: Files, field: str = "--source") -> list[
     for named in sources:
         source = from_hub(named, f"give {dataset.fetch} with {field}") if named.startswith("hf:") else named
         path = Path(source).expanduser()
-        if path.exists() and not path.is_dir():  # a file, a pipe
+        try:
+            exists = path.exists()
+        except OSError as e:  # such as a name that is too long
+            raise UserError(f"{field}={source:.80} cannot be opened ({e.strerror}); give {dataset.fetch}") from None
+        if exists and not path.is_dir():  # a file, a pipe
             located.append((path, path.parent))
         elif path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.is_file())
@@ -62,7 +66,7 @@ def unread(source: str) -> list[str]:
 
 def _advice(source: str, path: Path) -> str:
     """A hint for a path that does not exist; "" without one."""
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings = {p.name for p in path.parent.iterdir()} - {path.name} if path.parent.is_dir() else ()
     if near := nearest(path.name, siblings):
         return f"did you mean {path.parent / near}?"
     return f"for a data set of the hub write hf:{source}" if source.count("/") == 1 and "." not in source else ""

@@ -124,7 +124,7 @@ def target(topology: str, slices: int = 1) -> Target:
 def _cpu_target(topology: str) -> Target:
     count = topology.removeprefix("cpu:")
     devices = jax.devices("cpu")
-    if not count.isdigit() or not 1 <= int(count) <= len(devices):
+    if not count.isdecimal() or not 1 <= int(count) <= len(devices):
         raise UserError(
             f"--topology is {topology!r}, but this process has {len(devices)} CPU devices; "
             f"the nearest is cpu:{len(devices)} (XLA_FLAGS=--xla_force_host_platform_device_count=N makes N)"

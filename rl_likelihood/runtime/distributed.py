@@ -174,7 +174,7 @@ def _checked(values: list[str]) -> dict[str, Any]:
     if not re.fullmatch(r"\d{1,5}", port) or not 0 < int(port) < 2**16 or not _is_name(host.strip("[]")):
         raise UserError(f"--coordinator is {values[0]!r}; it is HOST:PORT of process 0, such as 10.0.0.2:8476")
     for flag, value in zip(FLAGS[1:], values[1:], strict=True):
-        if not value.isdigit():
+        if not value.isdecimal():
             raise UserError(f"{flag} is {value!r}; it must be a whole number")
     n, i = int(values[1]), int(values[2])
     if not 0 <= i < n:

@@ -213,12 +213,18 @@ def fail_running(error: str) -> None:
 
 
 def read_status(workdir: str | Path) -> dict[str, Any] | None:
-    """The object in `workdir`/STATUS, or None for a folder in which no run has started.
+    """What `write_status` wrote to `workdir`/STATUS, or None for a folder in which no run has started.
 
     A killed run leaves the state "running". If no process holds the workdir's lock, it is returned as "interrupted".
+    So is a file that cannot be read, as after a power cut, because a resume does not need it.
     """
     path = Path(workdir) / STATUS
     if not path.exists():
         return None
-    row = read_object(path, "delete it, and the next run of this workdir writes it anew")
-    return row | {"state": "interrupted"} if row.get("state") == "running" and not in_use(path.parent) else row
+    row: dict[str, Any] = {"state": "interrupted", "step": 0, "steps": 0, "error": ""}
+    try:
+        read = read_object(path, "the run counts as interrupted")
+        row |= {key: read[key] for key, value in row.items() if isinstance(read.get(key), type(value))}
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr, flush=True)
+    return row | {"state": "interrupted"} if row["state"] == "running" and not in_use(path.parent) else row

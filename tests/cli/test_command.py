@@ -10,6 +10,7 @@ from absl import flags
 
 from rl_likelihood.cli.command import explained, guarded, in_order, refuse_address
 from rl_likelihood.errors import UserError
+from rl_likelihood.runtime import distributed
 from tests.commands import run_each
 
 ROOT = Path(__file__).parents[2]
@@ -35,14 +36,20 @@ def test_ctrl_c_is_one_sentence_and_exit_130(capfd):
 
 def test_a_run_that_was_stopped_ends_with_the_code_that_was_asked_for(monkeypatch, capfd):
     guarded(lambda: True)  # 0, without the variable
-    for value, stopped, code in (("143", True, 143), ("x", False, 2), ("256", False, 2)):
+    for value, stopped, code in (("143", True, 143), ("x", False, 2), ("²", False, 2), ("256", False, 2)):
         monkeypatch.setenv("STOPPED_EXIT", value)
         with pytest.raises(SystemExit) as end:
             guarded(lambda stopped=stopped: stopped)
         assert end.value.code == code
-    assert capfd.readouterr().err.count("STOPPED_EXIT is") == 2
+    assert capfd.readouterr().err.count("STOPPED_EXIT is") == 3
     monkeypatch.setenv("STOPPED_EXIT", "143")
     guarded(lambda: False)
+
+
+def test_the_number_of_a_process_is_of_digits_that_int_reads(monkeypatch):
+    monkeypatch.setenv("JAX_PROCESS_ID", "²")
+    with pytest.raises(UserError, match="--process_id is '²'"):
+        distributed.start("a:1", 2)
 
 
 def kept_in(folder: Path, **environment: str) -> str:

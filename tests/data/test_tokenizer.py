@@ -9,7 +9,15 @@ import pytest
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
-from rl_likelihood.data.tokenizer import eos_ids, load_tokenizer, save_tokenizer, set_template, texts_of, vocab_bytes
+from rl_likelihood.data.tokenizer import (
+    eos_ids,
+    keep_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    set_template,
+    texts_of,
+    vocab_bytes,
+)
 from rl_likelihood.errors import UserError
 
 TEXTS = [
@@ -236,6 +244,18 @@ def test_bad_files(make_tokenizer, tmp_path):
     data = (tmp_path / "t.gguf").read_bytes()
     (tmp_path / "t.gguf").write_bytes(data[: len(data) // 2])
     refusal(lambda: load_tokenizer(tmp_path / "t.gguf"), "t.gguf", "truncated")
+
+
+def test_the_damaged_tokenizer_of_a_workdir_is_not_explained_as_a_model(make_tokenizer, tmp_path):
+    (tmp_path / "inputs.json").write_text("{}")
+    folder = tmp_path / "tokenizer"
+    keep_tokenizer(make_tokenizer()[0], folder, (1,))
+    (folder / "generation_config.json").write_text("")
+    refusal(lambda: eos_ids(make_tokenizer()[0], folder), f"delete {folder}")
+    (folder / "tokenizer.json").write_text("{")
+    refusal(lambda: load_tokenizer(folder), f"delete {folder}")
+    (folder / "tokenizer.json").unlink()
+    refusal(lambda: load_tokenizer(folder), f"delete {folder}")
 
 
 def test_tokenizer_of_another_model(make_tokenizer):

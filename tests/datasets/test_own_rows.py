@@ -98,6 +98,27 @@ def test_a_number_in_parquet_is_as_people_write_it(tmp_path):
     assert [e.answer for e in load(own(tmp_path / "rows.parquet"))[0]] == ["0.0000001", "43", "0.5"]
 
 
+def test_integer_ids_of_parquet_with_a_gap_stay_integers(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {"prompt": ["a", "b"], "answer": ["1", "2"], "id": [7.0, None]}  # as pandas writes them
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
+    assert [e.id for e in load(own(tmp_path / "rows.parquet"))[0]] == ["7", "rows.parquet:2"]
+
+
+def test_a_damaged_page_of_parquet_is_no_matter_of_permissions(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(questions(12)), path)
+    data = path.read_bytes()
+    path.write_bytes(data[:30] + b"\xff" * 80 + data[110:])
+    with pytest.raises(UserError, match="rows.parquet is not a readable parquet file .*; fetch it again"):
+        load(own(path))
+
+
 def test_wrong_answers_may_be_numbers_and_comparisons_of_messages_are_left_to_reward_models(tmp_path):
     messages = [[{"role": "assistant", "content": "five"}]]
     rows = ['{"prompt": "2 + 2?", "answer": 4, "rejected": [3, "five", 5.0]}\n']
@@ -185,10 +206,16 @@ def test_a_file_that_is_not_there_is_refused_with_its_nearest_sibling(tmp_path):
         (own(tmp_path / "nowhere" / "zzz"), ("data.train_path", "zzz", "JSON lines")),
         (own("owner/name"), ("data.train_path", "hf:owner/name")),
         (own(path, heldout_path=str(tmp_path / "nope")), ("data.heldout_path", "nope")),
+        (own("x" * 300), ("data.train_path=xxx", "cannot be opened")),
     ):
         with pytest.raises(UserError) as e:
             load(cfg)
         assert all(word in str(e.value) for word in words), str(e.value)
+    loop = tmp_path / "loop.jsonl"
+    loop.symlink_to(loop)
+    with pytest.raises(UserError, match="loop.jsonl does not exist") as e:
+        load(own(loop))
+    assert "did you mean" not in str(e.value)
 
 
 BAD_LINES = [
@@ -197,6 +224,7 @@ BAD_LINES = [
     ("[" * 100_000 + "\n", "not JSON"),
     ('{"prompt": 1' + "0" * 5000 + ', "answer": "b"}\n', "field 'prompt' must be a string, not a number"),
     ('{"prompt": "a", "prompt": "c", "answer": "b"}\n', "key 'prompt' stands twice"),
+    ('{"prompt": "a", "answer": "b"}, \n', "a comma follows the object; remove it"),
     ("[1, 2]\n", "not a JSON object but a list"),
     ("3\n", "not a JSON object but a number"),
     ("null\n", "not a JSON object but null"),
@@ -281,6 +309,8 @@ def test_formats_that_are_not_read_are_named(tmp_path):
     [
         ("rows.json", b'{"train": [{"prompt": "a", "answer": "b"}], "n": []}', "field 'train' holds the rows"),
         ("rows.json", b'{"prompt": {"0": "a"}, "answer": {"0": "b"}}', "one object of columns"),
+        ("rows.json", b'{"prompt": ["a"], "answer": [1]}', "one object of columns"),
+        ("rows.json", b'[\n{"prompt": "a", "prompt": "b"}]', "rows.json: key 'prompt' stands twice"),
         ("rows.jsonl", b"prompt,answer\n2+2,4\n", "is no JSON (it begins 'prompt,answer')"),
         ("rows.jsonl", b"<!DOCTYPE html>\n<html>", "web page"),
         ("rows.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),

@@ -202,7 +202,7 @@ def test_cpu_devices_stand_for_a_topology_up_to_their_number():
     where = aot.target("cpu:4")
     assert len(where.devices) == 4 and where.chip is None
     assert dict(make_mesh((1, 2, 2), list(where.devices)).shape) == {"data": 1, "fsdp": 2, "tensor": 2}
-    for bad in ("cpu:999", "cpu:0", "cpu:many"):
+    for bad in ("cpu:999", "cpu:0", "cpu:many", "cpu:²"):
         with pytest.raises(UserError, match=f"--topology is '{bad}'"):
             aot.target(bad)
     with pytest.raises(UserError, match="8 devices, but there are 4"):

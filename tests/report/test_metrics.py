@@ -101,7 +101,7 @@ def test_a_bad_line_in_the_middle_is_named(tmp_path):
         run_files.read(tmp_path / "none.jsonl")
 
 
-def test_status_is_replaced_whole(tmp_path):
+def test_status_is_replaced_whole(tmp_path, capsys):
     assert run_files.read_status(tmp_path) is None
     writer = metrics.MetricsWriter(tmp_path, steps=7)
     writer.status("running", 0)
@@ -110,10 +110,12 @@ def test_status_is_replaced_whole(tmp_path):
     assert run_files.read_status(tmp_path) == expected
     assert len(lines(tmp_path / "STATUS")) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["STATUS"]
+    unknown = {"state": "interrupted", "step": 0, "steps": 0, "error": ""}
     for text in ("", "[]", "{"):
         (tmp_path / "STATUS").write_text(text)
-        with pytest.raises(UserError, match="STATUS: not JSON, or not an object; delete it"):
-            run_files.read_status(tmp_path)
+        assert run_files.read_status(tmp_path) == unknown and "warning: " in capsys.readouterr().err
+    (tmp_path / "STATUS").write_text('{"state": "done", "step": null, "host": "a"}')  # of another version
+    assert run_files.read_status(tmp_path) == unknown | {"state": "done"}
 
 
 def test_what_cannot_be_written_is_one_sentence(tmp_path):
