@@ -74,12 +74,16 @@ def _sum_to_length(weights: Array, observation: Observation) -> Array:
 def weighted_log_prob(observation: Observation, cfg: RewardConfig) -> Objective:
     """sum_t w_t log p_t, with the weights of reward.token_weights, scaled to mean 1."""
     weights = _sum_to_length(_token_weights(observation, cfg.token_weights), observation)
+    if cfg.token_weights == "spread":
+        return weighted.over_others(jnp.subtract, weights, observation.keep)
     return weighted.weighted(jnp.subtract, weights, jnp.zeros_like(weights[:, 0]))
 
 
 def weighted_avg_prob(observation: Observation, cfg: RewardConfig) -> Objective:
     """sum_t w_t p_t, with the weights of reward.token_weights, scaled to sum 1."""
     weights = _token_weights(observation, cfg.token_weights)
+    if cfg.token_weights == "spread":
+        return weighted.over_others(likelihood.probability_difference, weights, observation.keep)
     return weighted.weighted(
         likelihood.probability_difference, weights, jnp.full_like(weights[:, 0], likelihood.LOWEST)
     )
@@ -96,6 +100,8 @@ def r3(observation: Observation, cfg: RewardConfig) -> Objective:
     """sum_t w_t (log p_t - its value without a chain), with weights of mean 1 from the spread over the other rows."""
     base, answer_mask = _without_chain(observation)
     weights = _sum_to_length(_token_weights(observation, "spread"), observation)
+    if observation.no_chain_logp is None:
+        return weighted.over_others(jnp.subtract, weights, observation.keep)
     return weighted.weighted(jnp.subtract, weights, jnp.where(answer_mask, base, 0.0))
 
 

@@ -135,6 +135,25 @@ def weighted(minus: Minus, weights: Float[AnyArray, "P #G A"], base: Float[AnyAr
     return Objective(mean_of(score).value, difference, score, above, weights)
 
 
+def over_others(minus: Minus, weights: Tokens, keep: Keep) -> Objective:
+    """mean_i sum_t w_it x_it, x = log p or p, with weights of each row's own. The rows' numbers are
+
+    sum_t w_it (x_it - mean over the others of x_jt)
+
+    because sums with different weights cannot be compared.
+    """
+    plain = weighted(minus, weights, jnp.full_like(weights[:, 0], LOWEST if minus is probability_difference else 0.0))
+
+    def score(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
+        return plain.difference(logp, mask, keep) * keep.sum(-1, keepdims=True)
+
+    def above(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
+        scores = score(logp, mask)
+        return jnp.where(keep, scores - jnp.take_along_axis(scores, keep.argmax(-1)[:, None], 1), 0.0)
+
+    return dataclasses.replace(plain, score=score, above=above)
+
+
 def gain(weights: Float[AnyArray, "P A"], base: Float[AnyArray, "P A"], clip: bool) -> Objective:
     """mean_i of sum_t w_t (p_it - exp(base_t)); with `clip`, of max(0, that) (NRT). A clipped row has no gradient."""
     plain = weighted(probability_difference, weights[:, None], base)

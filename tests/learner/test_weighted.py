@@ -150,6 +150,23 @@ def test_r3_by_hand():
     np.testing.assert_allclose(d[0], (rows[0] - rows[0].mean()) / 3, atol=1e-5)
 
 
+@pytest.mark.parametrize("text, x", [("r3", np.log), ("weighted_log_prob", np.log), ("weighted_avg_prob", np.asarray)])
+def test_the_numbers_of_rows_with_weights_of_their_own_are_over_the_other_rows(text, x):
+    """A row that is best on every token has the highest number, and the differences are those of the numbers."""
+    p = np.array([[[0.3, 0.1], [0.3, 0.2], [0.4, 0.25], [0.9, 0.9]]])
+    changes = {} if text == "r3" else {"token_weights": "spread"}
+    cfg = RewardConfig(terms=parse_reward(text), **changes)
+    seen = observation(jnp.log(p))
+    seen = seen._replace(keep=jnp.asarray([[True, True, True, False]]), no_chain_logp=None)
+    f, rows, _ = reward_sum.objective(seen, cfg)
+    values, w = x(p[0, :3]), np.asarray(reward_sum.token_weights(seen, cfg))[0, :3, :2]
+    others = (values.sum(0) - values) / 2
+    np.testing.assert_allclose(rows[0, :3], (w * (values - others)).sum(-1), atol=1e-5)
+    assert rows[0, 0] < rows[0, 1] < rows[0, 2] and np.ptp(w[:, 0]) > 0.05
+    d = leave_one_out(f, seen.floored_logp, seen.scored, seen.keep)
+    np.testing.assert_allclose(d[0, :3], rows[0, :3] / 3, atol=1e-6)
+
+
 def test_likelihood_gain_by_hand():
     """Rows of (.9, .2, .5), (.9, .6, .5) against (.9, .3, .5) without a chain: ln(2/3) / 3 and ln 2 / 3. Its update is
     that of avg_log_prob, whatever the tokens have without a chain."""
