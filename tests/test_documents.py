@@ -220,6 +220,7 @@ def test_the_memory_of_the_plans_is_that_of_their_outputs():
     for heading, label, step, file in (
         ("| micro-batch", "64 prompts", 3, "llama-3.1-8b_v5p-4x4x4_micro_64"),
         ("| micro-batch", "4 prompts (the default)", 3, "llama-3.1-8b_v5p-4x4x4_micro_4"),
+        ("| micro-batch", "64 prompts, Qwen3-32B", 3, "qwen3-32b_v5p-4x4x4"),
         ("| mesh | prompts per", "1 x 4 x 4 x 1", 4, "llama-3.2-3b_32768_tokens_v5p-2x2x4"),
     ):
         output = (RUNS / "plans" / f"{file}.txt").read_text()

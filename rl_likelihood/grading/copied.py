@@ -2,8 +2,8 @@ r"""An answer that only repeats a formula of its question is wrong, even if it h
 
 "Factor $7x^2 - 63$" is not answered by 7x^2 - 63. A policy that is trained on the grader finds such answers without
 any reasoning. A repeated formula is a whole formula of the question or one side of an equation in it, in any spelling
-or order of its terms. Two answers stay right: what says the reference as the reference is written, and a bare number
-or letter.
+or order of its terms, also with a unit, + 0, times 1 and the like. Two answers stay right: what says the reference as
+the reference is written, and a bare number or letter.
 """
 
 import functools
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 
 from rl_likelihood.grading.compare import stated
-from rl_likelihood.grading.tree import Node
+from rl_likelihood.grading.tree import Node, number
 
 _FIGURE = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
 _FORMULA = re.compile(
@@ -23,7 +23,7 @@ _FORMULA = re.compile(
 _SIDES = re.compile(r"\\(?:leq?|geq?|neq?|approx|equiv)(?![A-Za-z])|[=<>?≤≥≠]|&|\\\\")
 _END = re.compile(r"(?:\\[,;:! ]|[\s.,;])+$")
 _BEGINNING = '{"answer": '  # no formula begins so
-_IN_ANY_ORDER = ("add", "mul", "set", "list")
+_NEUTRAL = {"add": number(0), "mul": number(1)}
 
 
 def with_question(answer: str, question: str) -> str:
@@ -52,21 +52,17 @@ def written(question: str) -> list[str]:
 def _trees(question: str, readings: Callable[[str], list[Node]]) -> frozenset[Node]:
     """The formulas of a question and their sides as trees, as far as they can be read."""
     texts = {_END.sub("", text) for formula in written(question) for text in (formula, *_SIDES.split(formula))}
-    return frozenset(_ordered(tree) for text in texts if text for tree in readings(text))
+    return frozenset(_plain(tree) for text in texts if text for tree in readings(text))
 
 
 def is_copy(reference: Node, answer: Node, question: str, readings: Callable[[str], list[Node]]) -> bool:
     """Is the answer a formula of the question that the reference writes in another way? `readings`: trees of a text."""
     if not question:
         return False
-    goal, given = map(_ordered, stated(reference, answer))
-    if _value(goal) == _value(given) or _is_bare(given):
+    goal, given = stated(reference, answer)
+    if _plain(goal) == _plain(given) or _is_bare(given):
         return False
-    return given in _trees(question, readings)
-
-
-def _value(node: Node) -> Node:
-    return node.parts[0] if node.kind in ("unit", "measure") else node
+    return _plain(given) in _trees(question, readings)
 
 
 def _is_bare(node: Node) -> bool:
@@ -75,7 +71,19 @@ def _is_bare(node: Node) -> bool:
     return node.kind in ("name", "run") or (node.kind == "number" and 10**30 % node.parts[0].denominator == 0)
 
 
-def _ordered(node: Node) -> Node:
-    """The same tree for a sum or product in any order."""
-    parts = tuple(_ordered(part) if isinstance(part, Node) else part for part in node.parts)
-    return Node(node.kind, tuple(sorted(parts, key=repr)) if node.kind in _IN_ANY_ORDER else parts)
+def _plain(node: Node) -> Node:
+    """The same tree for a formula with any order of its terms, and without what changes no value: units, braces, + 0,
+    times 1, over 1, to the power of 1, two signs."""
+    kind, parts = node.kind, tuple(_plain(part) if isinstance(part, Node) else part for part in node.parts)
+    if kind in _NEUTRAL:
+        flat = [p for part in parts for p in (part.parts if part.kind == kind else (part,)) if p != _NEUTRAL[kind]]
+        parts = tuple(sorted(flat, key=repr)) or (_NEUTRAL[kind],)
+    if kind in ("set", "list"):
+        parts = tuple(sorted(parts, key=repr))
+    alone = kind in (*_NEUTRAL, "set", "list") and len(parts) == 1
+    by_one = kind in ("div", "pow") and parts[1] == number(1)
+    if kind in ("unit", "measure") or alone or by_one:
+        return parts[0]
+    if kind == "neg" and parts[0].kind == "neg":
+        return parts[0].parts[0]
+    return Node(kind, parts)

@@ -35,6 +35,18 @@ CASES = [
     (r"Compute \[2^4 - 4 \times 1^4 \, .\]", "12", r"2^4 - 4 \times 1^4", False, True),
     (r"Compute $.0\overline{3} \div .\overline{03}$.", "1.1", r".0\overline{3} \div .\overline{03}", False, True),
     (r"\begin{align*} y &= 2x + 2 \end{align*} Factor it.", "2(x+1)", "2x+2", False, True),
+    # The same with what changes no value.
+    ("Compute $1+2+3+4$.", "10", r"1+2+3+4 \text{ units}", False, True),
+    ("Compute $1+2+3+4$.", "10", r"\{1+2+3+4\}", False, True),
+    ("Compute $1+2+3+4$.", "10", "1+2+3+4+0", False, True),
+    ("Compute $1+2+3+4$.", "10", "(1+2)+(3+4)", False, True),
+    ("Compute $1+2+3+4$.", "10", r"\frac{1+2+3+4}{1}", False, True),
+    ("Compute $1+2+3+4$.", "10", "(1+2+3+4)^1", False, True),
+    ("Compute $1+2+3+4$.", "10", "-(-(1+2+3+4))", False, True),
+    ("Compute $1+2+3+4$.", "10", r"10\text{ units}", True, True),
+    ("Factor $7x^2-63$.", "7(x+3)(x-3)", "1(7x^2-63)", False, True),
+    (r"What is $5!$?", "120", r"1\cdot5!", False, True),
+    (r"Simplify $x^1+0$.", "x", "x", True, True),
     # A number or a letter of the question, and what is written as the reference is.
     ("The first of $5$ and $6$?", "5", "5", True, True),
     ("There are $5$ of them; how many?", r"5\text{ ways}", "5", True, True),
