@@ -186,7 +186,9 @@ def _records(
             no_chain: list[list[Any]] = [[]] * len(batch.rows)
             if samples:
                 progress.note = "sampling without a chain"
-                no_chain = _answers_without_chain(task, weights, batch, sampled_width, samples)
+                # With room for a chain that it does not need: one program samples with and without one.
+                limited = dataclasses.replace(sampler, limit=c.eval_answer)
+                no_chain = _answers_without_chain(task, weights, batch, sampled_width, limited)
             by_chain = [[_answer_in(text, task) for text in group] for group in batch.texts]
             answers = [[*group, *without] for group, without in zip(by_chain, no_chain, strict=True)]
             examples, grader = [row.example for row in batch.rows], task.config.eval.grader
@@ -321,18 +323,17 @@ def votes(answers: list[str | None]) -> list[int | None]:
 
 
 def _answers_without_chain(
-    task: Task, weights: Params, batch: Batch, width: int, samples: int
+    task: Task, weights: Params, batch: Batch, width: int, sampler: decode.SamplerConfig
 ) -> list[list[str | None]]:
-    """A greedy answer and `samples` sampled ones after the empty scaffold `</think> <answer`, of each row.
+    """Answers in the rows of `sampler`, the first of them greedy, after the empty scaffold `</think> <answer`.
 
     Their random keys are not those of the chains.
     """
     fmt, scaffold = task.fmt, np.asarray(task.fmt.close_think_ids, np.int32)
     opened = [dataclasses.replace(r, prompt_ids=np.concatenate([r.prompt_ids, scaffold])) for r in batch.rows]
     prompts = task.collate(opened, batch.uid, width)
-    cfg = task.eval_sampler(samples)
     key = task.key(EVALUATE, 1)
-    ids, _, length = sample_ids_all(weights, prompts, key, cfg, fmt.answer_close, task.config.eval_answer)
+    ids, _, length = sample_ids_all(weights, prompts, key, sampler, fmt.answer_close, sampler.max_sampled)
     text_of = lambda row, n: task.tokenizer.decode(row[:n], skip_special_tokens=True)
     return [
         [_answer_in(fmt.answer_open + text_of(*row), task) for row in zip(*group, strict=True)]

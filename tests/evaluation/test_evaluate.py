@@ -207,11 +207,13 @@ def test_batches_are_even_so_that_the_last_is_not_padding():
     assert {(n, most): even_size(n, most) for n, most in sizes} == sizes
 
 
-def test_one_program_reads_the_prompts_with_and_without_a_chain():
+def test_one_program_reads_the_prompts_with_and_without_a_chain_and_one_samples():
     task, params = task_of(eval__samples=1, eval__batch_prompts=3, eval__prompts=3)
-    engine.prefill_jit.clear_cache()
+    programs = engine.prefill_jit, engine.decode_until
+    for program in programs:
+        program.clear_cache()
     evaluated(task, params, task.heldout)
-    assert engine.prefill_jit._cache_size() == 1
+    assert [program._cache_size() for program in programs] == [1, 1]
 
 
 def test_the_keys_of_evaluation_are_never_those_of_training(tmp_path):
