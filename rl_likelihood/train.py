@@ -101,7 +101,7 @@ def learn(c: Config, session: Session, resume: int | None, saved_model: Model | 
         from_state = start if resume is None else resumed
         state, ref_params, queue = from_state(r, params, optimizer)
     except Stopped:
-        checkpoint.close(r.checkpoints)
+        r.close()
         return 0, False
     del params
     if c.train.micro_batch_prompts < 0:
@@ -143,7 +143,7 @@ def learn(c: Config, session: Session, resume: int | None, saved_model: Model | 
         except Stopped:
             r.save(state, source.state())
         finally:
-            checkpoint.close(r.checkpoints)
+            r.close()
     return step, ended or step >= steps
 
 
@@ -241,10 +241,10 @@ def start(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | None,
         # Saves `initial`, not `frozen`: its layers are stacked, and an int8 base is quantised again on resume.
         stored = jax.tree.map(lambda x: x.astype(c.lora.stored_dtype), initial) if c.lora.rank else initial
         initial_state = TrainState(step=put(np.int32(0), state_at.step), params=stored, opt_state=())
-        checkpoint.save_initial(r.workdir / checkpoint.INITIAL, initial_state, r.meta() | {"lora": None})
+        saving = checkpoint.save_initial(r.workdir / checkpoint.INITIAL, initial_state, r.meta() | {"lora": None})
+        r.unsaved.callback(checkpoint.close, saving)
     if c.reward.baseline == "frozen":
         write_baseline(r.task, r.devices, initial, r.workdir, r.stop.check)
-    # Saved last: this checkpoint implies that everything that the run starts from has been written.
     if c.warm_start.steps:
         r.save(state)
     return state, frozen, None

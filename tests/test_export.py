@@ -47,7 +47,7 @@ def save_run(tmp_path):
     params = random_params(cfg, 11)
     state = TrainState(step=jnp.int32(3), params=jax.tree.map(jnp.asarray, params), opt_state={})
     meta = {"model_config": dataclasses.asdict(cfg), "model_path": str(tmp_path / "base")}
-    checkpoint.save_initial(tmp_path / "run", state, meta)
+    checkpoint.close(checkpoint.save_initial(tmp_path / "run", state, meta))
     (tmp_path / "run" / "config.json").write_text('{"seed": 0}\n')  # as every run has one, which is no model's
     return cfg, params
 
@@ -96,7 +96,7 @@ def save_lora_run(folder, params, adapters, lora, meta):
     for path, tree, more in ((folder / checkpoint.INITIAL, params, {}), (folder, adapters, of_adapters)):
         stored = jax.tree.map(functools.partial(jnp.asarray, dtype="float32" if more else lora.stored_dtype), tree)
         state = TrainState(step=jnp.int32(0), params=stored, opt_state={})
-        checkpoint.save_initial(path, state, meta | more)
+        checkpoint.close(checkpoint.save_initial(path, state, meta | more))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -223,7 +223,7 @@ def test_a_folder_that_cannot_be_made_is_refused_in_words(tmp_path):
     cfg, _ = write("llama", tmp_path / "base")
     state = TrainState(step=jnp.int32(1), params=jax.tree.map(jnp.asarray, random_params(cfg, 1)), opt_state={})
     meta = {"model_config": dataclasses.asdict(cfg), "model_path": str(tmp_path / "base")}
-    checkpoint.save_initial(tmp_path / "run", state, meta)
+    checkpoint.close(checkpoint.save_initial(tmp_path / "run", state, meta))
     failed = run(f"--workdir={tmp_path / 'run'}", "--out=/proc/nowhere/out")
     assert failed.returncode == 2
     assert failed.stderr.count("\n") == 1 and "--out=/proc/nowhere/out: cannot be written" in failed.stderr

@@ -22,7 +22,7 @@ from rl_likelihood.evaluation import conversations, statistics, texts, trace, ve
 from rl_likelihood.evaluation.records import FOLDER, identity_of, make_folder, read_or_begin, records_path
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.learner.batching import concat_rows, given_rollout, no_chain_rows, to_batch
+from rl_likelihood.learner.batching import concat_rows, given_rollout, no_chain_rows, to_batch, without_sampled
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.architecture import Params
 from rl_likelihood.progress import Progress, counted
@@ -186,7 +186,9 @@ def _records(
             no_chain: list[list[Any]] = [[]] * len(batch.rows)
             if samples:
                 progress.note = "sampling without a chain"
-                no_chain = _answers_without_chain(task, weights, batch, sampled_width, samples)
+                # With room for a chain that it does not need: one program samples with and without one.
+                limited = dataclasses.replace(sampler, limit=c.eval_answer)
+                no_chain = _answers_without_chain(task, weights, batch, sampled_width, limited)
             by_chain = [[_answer_in(text, task) for text in group] for group in batch.texts]
             answers = [[*group, *without] for group, without in zip(by_chain, no_chain, strict=True)]
             examples, grader = [row.example for row in batch.rows], task.config.eval.grader
@@ -199,6 +201,7 @@ def _records(
             models = [p for p in (e.params, e.initial) if p is not None]
             prompts = batch.rollout.prompts
             rollout = batch.rollout.replace(prompts=prompts.replace(tokens=prompts.tokens[:, :width]))
+            rollout = without_sampled(rollout, sampler.max_sampled_answer, task.fmt.pad_id)
             logp = [_scores(e, p, batch.rows, rollout, swapped) for p in models]
             batch = batch._replace(swapped=swapped, logp=logp[0], initial=logp[1] if len(logp) > 1 else None)
         yield [_record(task, batch, i, samples, trained) for i in range(min(len(batch.rows), n - batch.first))]
@@ -320,18 +323,17 @@ def votes(answers: list[str | None]) -> list[int | None]:
 
 
 def _answers_without_chain(
-    task: Task, weights: Params, batch: Batch, width: int, samples: int
+    task: Task, weights: Params, batch: Batch, width: int, sampler: decode.SamplerConfig
 ) -> list[list[str | None]]:
-    """A greedy answer and `samples` sampled ones after the empty scaffold `</think> <answer`, of each row.
+    """Answers in the rows of `sampler`, the first of them greedy, after the empty scaffold `</think> <answer`.
 
     Their random keys are not those of the chains.
     """
     fmt, scaffold = task.fmt, np.asarray(task.fmt.close_think_ids, np.int32)
     opened = [dataclasses.replace(r, prompt_ids=np.concatenate([r.prompt_ids, scaffold])) for r in batch.rows]
     prompts = task.collate(opened, batch.uid, width)
-    cfg = task.eval_sampler(samples)
     key = task.key(EVALUATE, 1)
-    ids, _, length = sample_ids_all(weights, prompts, key, cfg, fmt.answer_close, task.config.eval_answer)
+    ids, _, length = sample_ids_all(weights, prompts, key, sampler, fmt.answer_close, sampler.max_sampled)
     text_of = lambda row, n: task.tokenizer.decode(row[:n], skip_special_tokens=True)
     return [
         [_answer_in(fmt.answer_open + text_of(*row), task) for row in zip(*group, strict=True)]
@@ -353,7 +355,8 @@ def _scores(
     """Log-probs of the reference answer [P, 1 + samples + 2]: after each chain, another question's chain, no chain.
     With eval.trace, after each chain, parts of the first sampled one, another question's, none.
 
-    Where there is no other question's chain the last but one means nothing.
+    The rows of `rollout` have no sampled answers. Where there is no other question's chain the last but one means
+    nothing.
     """
     task, answers = e.task, rollout.prompts
     pad, width = task.fmt.pad_id, rollout.completion.shape[-1]
@@ -368,7 +371,8 @@ def _scores(
     batch = to_batch(concat_rows(rollout, *given)).replace(no_chain=no_chain)
     step = dataclasses.replace(
         task.config.step,
-        two_branches=True,
+        two_branches=False,
+        scored_only=True,
         temperature=1.0,
         micro_batch_prompts=largest_divisor(len(rows), max(1, ROWS_AT_ONCE // (batch.completion.shape[1] + 1))),
     )
@@ -376,7 +380,12 @@ def _scores(
     with using(mesh):
         out = make_score(task.model, step, mesh)(params, batch)
     pairs = (batch.scored, out.stats.log_prob), (no_chain.scored, out.no_chain_logp)
-    return np.concatenate([np.where(scored, logp, 0).sum(-1, dtype=np.float64) for scored, logp in pairs], 1)
+    return np.concatenate([_sums(scored.sum(-1), np.asarray(logp)) for scored, logp in pairs], 1)
+
+
+def _sums(count: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The sum of the first `count` values of each row."""
+    return np.where(np.arange(values.shape[-1]) < count[..., None], values, 0).sum(-1, dtype=np.float64)
 
 
 def _parts(task: Task, rows: list[EncodedExample], rollout: Rollout) -> list[list[tuple[np.ndarray, np.ndarray]]]:

@@ -8,7 +8,18 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rl_likelihood.shapes import REFERENCE, ROW_FIELDS, TAG, Alternatives, Batch, NoChainRows, Prompts, Rollout
+from rl_likelihood.shapes import (
+    PAD,
+    REFERENCE,
+    ROW_FIELDS,
+    SAMPLED,
+    TAG,
+    Alternatives,
+    Batch,
+    NoChainRows,
+    Prompts,
+    Rollout,
+)
 
 # For each answer: its ids [a], and which of them are scored [a].
 Answers = Sequence[tuple[Int[np.ndarray, "_"], Bool[np.ndarray, "_"]]]
@@ -92,6 +103,15 @@ def first_rows(rollout: Rollout, n: int) -> Rollout:
     """The first n rows of each group."""
     rows = {k: getattr(rollout, k) for k in ROW_FIELDS}
     return rollout.replace(**jax.tree.map(lambda x: x[:, :n], rows))
+
+
+def without_sampled(rollout: Rollout, most: int, pad_id: int) -> Rollout:
+    """The rollout without its sampled answers, for which rows have room for `most` tokens."""
+    sampled = rollout.segment == SAMPLED
+    order = np.argsort(sampled, -1, kind="stable")[..., : sampled.shape[-1] - most]
+    empty = {"completion": pad_id, "segment": PAD, "sampler_logp": 0}
+    rows = {k: np.where(sampled, value, getattr(rollout, k)) for k, value in empty.items()}
+    return rollout.replace(**{k: np.take_along_axis(x, order, -1) for k, x in rows.items()})
 
 
 def given_rollout(

@@ -82,6 +82,7 @@ class StepConfig:
     micro_batch_prompts: int = 0  # prompts per forward; 0: `step.prompts_per_forward` decides
     sampled_answer: int = 0  # maximum tokens of a sampled answer; 0: those of a row
     reference_tokens: int = 0  # the same of a reference answer
+    scored_only: bool = False  # for evaluation, at temperature 1: the statistics of the scored tokens alone
     head_chunk: int = 0  # tokens whose logits exist at the same time; 0: `head.token_stats` decides
 
     @property
@@ -108,7 +109,9 @@ class RowStats(NamedTuple):
     """Per-token statistics of each completion row, [P, G, T]. Values at PAD positions are meaningless.
 
     `no_chain_logp`: log-probs of the tokens of `batch.no_chain`, without a gradient. `alternatives_logp`: log-probs of
-    the tokens of `batch.alternatives` after each row's chain.
+    the tokens of `batch.alternatives` after each row's chain. With `StepConfig.scored_only`, `stats` and
+    `no_chain_logp` begin with the values of each row's scored tokens, are `reference_tokens` long, and end without a
+    meaning.
     """
 
     stats: TokenStats
@@ -136,6 +139,14 @@ def padded(x: Shaped[AnyArray, "P G T *D"], width: int) -> Shaped[AnyArray, "P G
 def packed_rows(batch: Batch) -> Layout | None:
     """The layout of the pool of tokens in which the rows are computed; None for a batch without packing."""
     return None if batch.packing is None else layout(with_alternatives(batch)[1], batch.packing)
+
+
+def scored_tokens(
+    scored: Bool[AnyArray, "P G T"], count: int, *values: Shaped[AnyArray, "P G _ ..."]
+) -> list[Shaped[Array, "P G A ..."]]:
+    """The values of each row's scored tokens, in order, then those of other tokens, `count` in all."""
+    at = jnp.argsort(~scored, -1, stable=True)[..., :count]
+    return [jnp.take_along_axis(x, at.reshape(*at.shape, *[1] * (x.ndim - 3)), 2) for x in values]
 
 
 def row_stats(
@@ -168,10 +179,13 @@ def row_stats(
             return jnp.take_along_axis(row, predecessor(segment)[..., None], 2)
         return row[:, :, :-1]
 
-    if packed is None:
-        states = split_tokens(predicting(hidden.completion, segment)) + probe
-    else:
+    if packed is not None:
         states = packed.predicting(last[:, 0, 0], hidden.completion, predecessor(segment)) + probe
+    elif cfg.scored_only:  # the head's product is a fifth of a small model's forward
+        states = predicting(hidden.completion, segment)
+        states, pool_ids = scored_tokens(batch.scored, cfg.reference_tokens, states, ids)
+    else:
+        states = split_tokens(predicting(hidden.completion, segment)) + probe
     sampled = (segment == CHAIN) | (segment == SAMPLED)
     scale = None if cfg.temperature == 1.0 else jnp.where(sampled, jnp.float32(1 / cfg.temperature), 1.0)
     if packed is not None and scale is not None:
@@ -185,7 +199,10 @@ def row_stats(
         stats, sampled = jax.tree.map(lambda x: x[..., :t], (stats, sampled))
     if no_chain is not None:  # without a gradient, so that the backward pass skips these rows in every layer
         states, head = jax.lax.stop_gradient((predicting(hidden.no_chain, no_chain.segment), head_matrix(params)))
-        no_chain_logp = token_stats(states, head, no_chain.completion, cfg.head_chunk).log_prob
+        no_chain_ids = no_chain.completion
+        if cfg.scored_only:
+            states, no_chain_ids = scored_tokens(no_chain.scored, cfg.reference_tokens, states, no_chain_ids)
+        no_chain_logp = token_stats(states, head, no_chain_ids, cfg.head_chunk).log_prob
     return RowStats(stats, sampled, no_chain_logp, alternatives_logp)
 
 

@@ -245,7 +245,7 @@ def abstract_request(plan: Plan, table: tuple[int, int]) -> Request:
         shape(i, p, over="data"),
         shape(jax.eval_shape(lambda: jax.random.key(0)).dtype),
         shape(jnp.float32, g, over="rows"),
-        Ends(shape(jnp.int8, *table), shape(i, 1)),
+        Ends(shape(jnp.int8, *table), shape(i, 1), shape(i)),
         pad_id=shape(i),
         first_chain=shape(i),
     )
@@ -274,7 +274,7 @@ def trace_stream(plan: Plan, weights: Any) -> tuple[Any, Any]:
     n, s, i = math.ceil(split.slots / split.streams), plan.prompt_tokens, jnp.int32
     prompts = math.ceil(n * split.wide * split.parts / plan.chains)
     slots = on_device(jax.eval_shape(lambda: engine.empty_slots(model, (n, split.wide), s, most, most)))
-    ends = Ends(shape(jnp.int8, *stop_shape(plan)), shape(i, 1))
+    ends = Ends(shape(jnp.int8, *stop_shape(plan)), shape(i, 1), shape(i))
     return (
         engine.prefill_jit.trace(weights, model, shape(i, prompts, s), shape(i, prompts)),
         engine.decode_until.trace(weights, model, slots, ends, shape(i), shape(i)),

@@ -113,13 +113,12 @@ def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict[str, Any]
         manager.save(step, args=items, force=True)
 
 
-def save_initial(workdir: str | Path, state: TrainState, meta: dict[str, Any]) -> None:
-    """Saves the state from which a run starts in a separate folder, so that no retention rule deletes it."""
+def save_initial(workdir: str | Path, state: TrainState, meta: dict[str, Any]) -> ocp.CheckpointManager:
+    """Starts to save the state from which a run starts, in a separate folder, so that no retention rule deletes it.
+    `close` of the returned manager waits until it is on disk."""
     manager = open_manager(workdir, TrainSettings(keep_checkpoints=1))
-    try:
-        save(manager, state, meta)
-    finally:
-        close(manager)
+    save(manager, state, meta)
+    return manager
 
 
 def finish(manager: ocp.CheckpointManager) -> None:

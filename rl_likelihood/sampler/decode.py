@@ -86,6 +86,7 @@ class SamplerConfig:
     temperature: float | tuple[float, ...] = SamplerSettings.temperature
     width_multiple: int = SamplerSettings.width_multiple
     slots: int = SamplerSettings.slots
+    limit: int = 0  # maximum sampled ids of a row, in a program that has room for more; 0: all for which it has room
     first_chain: int = 0  # index in the group of the first row; another process samples the rows before it
     top_p: float = 1.0
     top_k: int = 0
@@ -121,7 +122,7 @@ def sample_ids(
     weights: Params, prompts: Prompts, key: Array, cfg: SamplerConfig, until: str, max_tokens: int
 ) -> tuple[Int[np.ndarray, "P G N"], Float[np.ndarray, "P G N"], Int[np.ndarray, "P G"]]:
     """(sampled ids, their log-probs in nats, the number of ids of each row), on the host. A row ends with the id that
-    completes the text `until`, with an end-of-sequence id, or after `max_tokens`."""
+    completes the text `until`, with an end-of-sequence id, or after `max_tokens`, or cfg.limit if that is less."""
     table = stop_table(cfg.chain_format.vocab_bytes, (until,))
     request = request_of(prompts, key, cfg, table, range(cfg.group_size))
     devices = weights["embed"].devices() if isinstance(weights["embed"], jax.Array) else ()
@@ -140,7 +141,7 @@ def request_of(prompts: Prompts, key: Array, cfg: SamplerConfig, table: Int[np.n
         prompts.uid,
         key,
         np.asarray([t[row] if isinstance(t, tuple) else t for row in rows], np.float32),
-        Ends(table, np.asarray(fmt.eos_ids, np.int32)),
+        Ends(table, np.asarray(fmt.eos_ids, np.int32), np.int32(cfg.limit or np.iinfo(np.int32).max)),
         np.int32(fmt.pad_id),
         np.int32(cfg.first_chain + rows.start),
         cfg.cut,
@@ -177,7 +178,7 @@ def generate(weights: Params, cfg: ModelConfig, request: Request, max_tokens: in
     One simple program for all rows, which runs until all rows have stopped. The rows' caches grow, with a loop for each
     length. `engine.sample_rows` gives the same results faster, and is tested against it.
     """
-    table, eos = map(jnp.asarray, request.ends)
+    table, eos, limit = map(jnp.asarray, request.ends)
     p, g = request.prompt.shape[0], request.temperature.shape[0]
     matched, pad_id = table.shape[1] - 1, request.pad_id
     keys = row_keys(request.key, request.uid, jnp.full_like(request.uid, request.first_chain), g)
@@ -190,7 +191,7 @@ def generate(weights: Params, cfg: ModelConfig, request: Request, max_tokens: in
         logps = jax.lax.dynamic_update_slice_in_dim(logps, jnp.where(done, 0.0, logp)[..., None], i, 2)
         length = length + ~done
         state = table[token, state]
-        done = done | (state == matched) | (token[..., None] == eos).any(-1)
+        done = done | (state == matched) | (token[..., None] == eos).any(-1) | (length >= limit)
         return token, (state, done, ids, logps, length)
 
     hidden, shared = prefill(weights, cfg, request.prompt, request.prompt_length, request.common_length)

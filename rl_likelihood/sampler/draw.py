@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -22,11 +23,12 @@ BLOCK = 256
 
 
 class Ends(NamedTuple):
-    """When a row stops: after the id that completes a stop string (`table`, from `stop.stop_table`), or after an
-    end-of-sequence id (`eos`)."""
+    """When a row stops: after the id that completes a stop string (`table`, from `stop.stop_table`), after an
+    end-of-sequence id (`eos`), or after `limit` ids, if there is room for so many."""
 
     table: Int[AnyArray, "V states"]
     eos: Int[AnyArray, "E"]
+    limit: Int[AnyArray, ""] = np.int32(np.iinfo(np.int32).max)
 
 
 class Cut(NamedTuple):
@@ -65,7 +67,7 @@ class Request(NamedTuple):
 def request_specs(p: str | None, g: str | None) -> Request:
     """Partition specs of a request whose prompts are split over mesh axis `p` and whose rows over axis `g`."""
     everywhere, prompts = PartitionSpec(), PartitionSpec(p)
-    ends = Ends(everywhere, everywhere)
+    ends = Ends(everywhere, everywhere, everywhere)
     return Request(prompts, prompts, prompts, everywhere, PartitionSpec(g), ends, *[everywhere] * 4)
 
 

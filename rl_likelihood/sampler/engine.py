@@ -84,7 +84,7 @@ def sample_rows(
     weights: Params, model: ModelConfig, request: Request, max_tokens: int, slots: int = 0, streams: int = 0
 ) -> tuple[Int[np.ndarray, "P G N"], Float[np.ndarray, "P G N"], Int[np.ndarray, "P G"]]:
     """(ids, log-probs in nats, the number of ids of each row), on the host, as from `decode.generate`, with at most
-    `slots` rows decoded at a time (0: all).
+    `slots` rows decoded at a time (0: all). Requests with other limits share a program that has room for `max_tokens`.
 
     Prompts start in their order. `streams`: threads that decode at the same time; 0: chosen for this machine. If
     several devices each hold all weights, each has its own stream. If devices share the weights, one stream uses all.
@@ -169,6 +169,7 @@ def decode_stream(out: Rows, waiting: Waiting) -> None:
     """Runs one stream: fill idle slots, decode until a slot is idle, collect its results; repeat until all is done."""
     request, n, wide = waiting.request, waiting.slots, waiting.wide
     max_ids = out.ids.shape[-1]
+    limit = min(max_ids, int(request.ends.limit))
     length = min(max_ids, FIRST_LENGTH if on_cpu(waiting.weights) else FIRST_ON_ACCELERATOR)
     slots = empty_slots(waiting.model, (n, wide), request.prompt.shape[1], length, max_ids)
     slots = slots._replace(cut=jax.tree.map(jnp.array, request.cut))  # a copy: slots are donated
@@ -189,11 +190,11 @@ def decode_stream(out: Rows, waiting: Waiting) -> None:
         prefilled = None  # frees it: the slots have copies of its keys and values
         if all(item is None for item in items):
             return
-        if int(slots.clock) >= ring_length(slots) < max_ids:
+        if int(slots.clock) >= ring_length(slots) < limit:
             slots = grow(slots, min(max_ids, 2 * ring_length(slots)))
         # Decode until a slot is idle for the next item or, if none waits, until all slots are idle.
         enough = 1 + sum(item is None for item in items) if waiting.more() else n
-        steps = max_ids + 1 if ring_length(slots) == max_ids else ring_length(slots) - int(slots.clock)
+        steps = limit + 1 if ring_length(slots) >= limit else ring_length(slots) - int(slots.clock)
         with waiting.launching:
             slots = decode_until(waiting.weights, waiting.model, slots, request.ends, enough, steps)
 
@@ -360,7 +361,7 @@ def decode_until(weights: Params, cfg: ModelConfig, slots: Slots, ends: Ends, id
     A row's first token is drawn from the prompt's last state. So the first step of a row ignores what it computes.
     """
     head, matched = head_matrix(weights), ends.table.shape[1] - 1
-    length, limit = ring_length(slots), slots.ids.shape[2]
+    length, most = ring_length(slots), slots.ids.shape[2]
     in_prompt = jnp.arange(slots.cache.prompt[0][0].shape[-1]) < slots.prompt_length[:, None]
     end = slots.clock + steps
 
@@ -374,10 +375,10 @@ def decode_until(weights: Params, cfg: ModelConfig, slots: Slots, ends: Ends, id
         hidden, cache = decode_step(weights, cfg, s.token, positions, s.cache)
         hidden = jnp.where((s.count == 0)[..., None], s.hidden[:, None], hidden)
         token, logp = choose(hidden, head, s.keys, s.count, s.temperature, s.cut)
-        is_new = (jnp.arange(limit) == s.count[..., None]) & s.running[..., None]
+        is_new = (jnp.arange(most) == s.count[..., None]) & s.running[..., None]
         count = s.count + s.running
         state = ends.table[token, s.state.astype(jnp.int32)].astype(s.state.dtype)
-        stopped = (state == matched) | (token[..., None] == ends.eos).any(-1) | (count >= limit)
+        stopped = (state == matched) | (token[..., None] == ends.eos).any(-1) | (count >= jnp.minimum(ends.limit, most))
         return s._replace(
             cache=cache,
             token=token,

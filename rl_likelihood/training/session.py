@@ -64,12 +64,14 @@ def failure_in_status(writer: MetricsWriter) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Run(Session):
-    """A session with its task, devices, checkpoints and best step."""
+    """A session with its task, devices, checkpoints and best step. `unsaved`: waits for what the run starts from, which
+    is written while the first evaluation runs."""
 
     task: Task = dataclasses.field(kw_only=True)
     devices: Devices = dataclasses.field(kw_only=True)
     checkpoints: checkpoint.Manager = dataclasses.field(kw_only=True)
     best: Best = dataclasses.field(kw_only=True)
+    unsaved: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack, kw_only=True)
 
     @property
     def config(self) -> Config:
@@ -79,10 +81,16 @@ class Run(Session):
         """Saves a checkpoint of the state. `queue`: the state of the source. Refuses non-finite parameters."""
         if not all_finite(state.params):
             raise distributed.SharedRefusal(not_finite(int(state.step), ["the parameters"], self.workdir))
+        self.unsaved.close()  # a checkpoint implies that everything that the run starts from has been written
         checkpoint.save(self.checkpoints, state, self.meta() | ({} if queue is None else {"queue": queue}))
         if self.copy:
             checkpoint.finish(self.checkpoints)
             self.copy.upload()
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        with self.unsaved:
+            checkpoint.close(self.checkpoints)
 
     def meta(self) -> dict:
         """The JSON part of a checkpoint."""

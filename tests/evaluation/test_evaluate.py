@@ -17,6 +17,7 @@ from rl_likelihood.evaluation import statistics
 from rl_likelihood.evaluation.evaluate import Evaluation, _scores, even_size, tokens_before_tags, votes
 from rl_likelihood.grading.graders import extract_answer
 from rl_likelihood.grading.pool import Pool
+from rl_likelihood.learner.batching import without_sampled
 from rl_likelihood.model import splash
 from rl_likelihood.model.architecture import head_matrix, init
 from rl_likelihood.model.decoder import forward
@@ -128,8 +129,8 @@ def test_log_probs_are_those_of_the_plain_sequences(opens, tmp_path):
     assert abs(out["chain_swap_drop"]) > 0.1, "these answers depend on their chains, or the test shows nothing"
 
 
-def test_on_a_tpu_the_reference_does_not_see_the_answer_beside_it(monkeypatch):
-    """The kernel needs to be told that there are two branches. It is interpreted here, and gives dense attention's."""
+def test_on_a_tpu_the_scores_are_the_same(monkeypatch):
+    """The kernel is interpreted here."""
     monkeypatch.setattr(splash, "attention", functools.partial(splash.attention, interpret=True))
     task, _ = task_of()
     task = dataclasses.replace(task, model=dataclasses.replace(task.model, head_dim=64, layers=1))
@@ -137,6 +138,7 @@ def test_on_a_tpu_the_reference_does_not_see_the_answer_beside_it(monkeypatch):
     sampler = task.sampler(group_size=4, temperature=1.0, max_sampled_answer=10)
     rollout = decode.sample(params, task.collate(task.heldout[:2], np.arange(2)), task.key(EVALUATE), sampler)
     assert (rollout.segment == SAMPLED).any()
+    rollout = without_sampled(rollout, sampler.max_sampled_answer, task.fmt.pad_id)
     dense, kernel = (
         _scores(Evaluation(other, params, []), params, task.heldout[:2], rollout, [None, None])
         for other in (task, dataclasses.replace(task, model=dataclasses.replace(task.model, attention="splash")))
@@ -205,11 +207,13 @@ def test_batches_are_even_so_that_the_last_is_not_padding():
     assert {(n, most): even_size(n, most) for n, most in sizes} == sizes
 
 
-def test_one_program_reads_the_prompts_with_and_without_a_chain():
+def test_one_program_reads_the_prompts_with_and_without_a_chain_and_one_samples():
     task, params = task_of(eval__samples=1, eval__batch_prompts=3, eval__prompts=3)
-    engine.prefill_jit.clear_cache()
+    programs = engine.prefill_jit, engine.decode_until
+    for program in programs:
+        program.clear_cache()
     evaluated(task, params, task.heldout)
-    assert engine.prefill_jit._cache_size() == 1
+    assert [program._cache_size() for program in programs] == [1, 1]
 
 
 def test_the_keys_of_evaluation_are_never_those_of_training(tmp_path):

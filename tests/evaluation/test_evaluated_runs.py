@@ -126,7 +126,7 @@ def test_the_initial_model_of_adapters_on_an_int8_base_is_the_rounded_one(tmp_pa
     stored = jax.tree.map(lambda x: x.astype("bfloat16"), params)
     meta = checkpoint_meta(tmp_path, c, model, path)
     state = TrainState(step=jnp.int32(0), params=stored, opt_state={})
-    checkpoint.save_initial(tmp_path / checkpoint.INITIAL, state, meta | {"lora": None})
+    checkpoint.close(checkpoint.save_initial(tmp_path / checkpoint.INITIAL, state, meta | {"lora": None}))
     up = np.asarray(initial_model(c, tmp_path, meta, mesh)["layers"]["up"])
     whole = np.asarray(stored["layers"]["up"].astype("float32"))
     steps = up / (np.abs(whole).max(1, keepdims=True) / 127)

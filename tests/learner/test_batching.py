@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rl_likelihood.learner.batching import given_rollout, scored_mask, to_batch
+from rl_likelihood.learner.batching import given_rollout, scored_mask, to_batch, without_sampled
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG, Prompts, Rollout
 
 PROMPTS = Prompts(
@@ -54,6 +54,15 @@ def test_rewards_and_keep_are_passed_on():
     np.testing.assert_array_equal(batch.host_rewards["math"], reward)
     np.testing.assert_array_equal(batch.keep, keep)
     assert batch.host_rewards["math"].dtype == np.float32
+
+
+def test_rows_without_their_sampled_answers():
+    r = rollout()
+    out = without_sampled(r, 1, 98)
+    kinds = [[[C, R, R, R, X], [C, C, F, R, R]], [[C, R, R, X, X], [C, R, R, X, X]]]  # one token of room is gone
+    np.testing.assert_array_equal(out.segment, kinds)
+    np.testing.assert_array_equal(out.completion[1, 0], [*r.completion[1, 0, [0, 3, 4, 5]], 98])
+    np.testing.assert_array_equal(out.sampler_logp[1, 0], [*r.sampler_logp[1, 0, [0, 3, 4, 5]], 0])
 
 
 def test_given_rows_are_groups_of_one():

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
@@ -14,8 +15,9 @@ from rl_likelihood.model import head
 from rl_likelihood.model.architecture import init
 from rl_likelihood.planning import hlo
 from rl_likelihood.planning.aot import count_flops
+from rl_likelihood.shapes import NoChainRows
 from rl_likelihood.task import using
-from tests.learner.modes import BATCH, G, P, T, cfg_of
+from tests.learner.modes import BATCH, MODEL, PARAMS, G, P, T, cfg_of
 from tests.small import one_device, random_batch, random_params, rewarded, tiny
 
 
@@ -47,17 +49,36 @@ def test_beside_the_state_a_step_holds_one_gradient_and_in_micro_batches_one_tre
     assert memory.temp_size_in_bytes < most * one, memory.temp_size_in_bytes / one
 
 
-def test_no_prompt_token_meets_the_vocabulary():
+@pytest.mark.parametrize("scored_only, tokens", [(False, T), (True, 3)])
+def test_no_other_token_meets_the_vocabulary(scored_only, tokens):
+    """No token of a prompt; and in evaluation only as many of a row as may be scored."""
+
     def operations(vocab, s):
-        cfg, batch = tiny(vocab_size=vocab), random_batch(1, P, G, s, T)
-        traced = make_score(cfg, StepConfig(head_chunk=P * G * T)).trace(random_params(cfg), batch)
-        return count_flops(traced.jaxpr.jaxpr)
+        model, batch = tiny(vocab_size=vocab), random_batch(1, P, G, s, T)
+        cfg = StepConfig(head_chunk=P * G * T, scored_only=scored_only, reference_tokens=3)
+        return count_flops(make_score(model, cfg).trace(random_params(model), batch).jaxpr.jaxpr)
 
     width = tiny().width
-    scored = 2 * width * P * G * T
+    scored = 2 * width * P * G * tokens
     for s in (5, 40):
         # The mean row of the head is one more row a token, whatever the vocabulary.
         assert operations(48, s) - operations(24, s) == 24 * scored
+
+
+def test_the_scored_tokens_alone_have_the_same_log_probs():
+    no_chain = NoChainRows(*(x[:, :1] for x in (BATCH.completion, BATCH.segment, BATCH.scored)))
+    batch, cfg = BATCH.replace(no_chain=no_chain), cfg_of("stale", temperature=1.0)
+    alone, every = (
+        make_score(MODEL, dataclasses.replace(cfg, scored_only=only, reference_tokens=3))(PARAMS, batch)
+        for only in (True, False)
+    )
+    for some, of_all, scored in (
+        (alone.stats.log_prob, every.stats.log_prob, batch.scored),
+        (alone.no_chain_logp, every.no_chain_logp, no_chain.scored),
+    ):
+        assert some.shape == (*scored.shape[:2], 3)
+        valid = np.arange(3) < scored.sum(-1)[..., None]
+        np.testing.assert_allclose(np.asarray(some)[valid], np.asarray(of_all)[scored], atol=1e-5)
 
 
 def test_the_vocabulary_s_matrix_moves_between_devices_as_often_in_many_blocks_as_in_one():

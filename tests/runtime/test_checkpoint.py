@@ -168,7 +168,7 @@ def test_a_description_reads_no_array_and_says_nothing(tmp_path, capsys):
 
 def test_the_initial_state_survives_retention(tmp_path):
     state = make_state(make_mesh(), 0)
-    checkpoint.save_initial(tmp_path / "initial", state, META)
+    checkpoint.close(checkpoint.save_initial(tmp_path / "initial", state, META))
     saved(tmp_path, 1, 2, 3, keep=TrainSettings(keep_checkpoints=1))
     _, params, step, _ = checkpoint.restore_params(tmp_path / "initial")
     assert step == 0

@@ -68,6 +68,23 @@ def test_the_same_samples_in_the_same_order_whatever_the_slots(weights, wanted, 
     same(by_engine(weights, slots=slots, streams=streams), wanted)
 
 
+@pytest.mark.parametrize("slots", [0, 3])
+def test_a_limit_ends_rows_early_in_the_same_program(weights, wanted, monkeypatch, slots):
+    """Also where the ring, which grows, need not hold all that there is room for."""
+    monkeypatch.setattr(engine, "FIRST_LENGTH", 4)
+    by_engine(weights, slots=slots)
+    compiled = engine.decode_until._cache_size()
+    asked = request()
+    limited = asked._replace(ends=asked.ends._replace(limit=np.int32(6)))
+    ids, logp, length = engine.sample_rows(weights, TINY, limited, TOKENS, slots)
+    np.testing.assert_array_equal(length, np.minimum(wanted[2], 6))
+    written = np.arange(TOKENS) < length[..., None]
+    expected = np.where(written, wanted[0], PAD_ID), np.where(written, wanted[1], 0), length
+    same((ids, logp, length), expected)
+    same(tuple(map(np.asarray, decode.generate(weights, TINY, limited, TOKENS))), expected)
+    assert engine.decode_until._cache_size() == compiled
+
+
 def test_the_plain_loops_caches_grow_as_they_fill(weights, wanted, monkeypatch):
     monkeypatch.setattr(decode, "FIRST_LENGTH", 3)  # then 6, 12, 20
     jax.clear_caches()

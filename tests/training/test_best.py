@@ -85,7 +85,9 @@ def test_rows_that_the_command_evaluate_wrote_do_not_count(tmp_path):
 def test_a_run_that_has_ended_names_the_best_of_its_own_evaluations(tmp_path, capsys):
     c = build(small_config(train__eval_every=2, train__best="greedy_success"))
     state = TrainState(step=jnp.int32(4), params={"embed": jnp.zeros(1)}, opt_state={})
-    checkpoint.save_initial(tmp_path, state, checkpoint_meta(tmp_path, c, random_model("nano"), BYTES))
+    checkpoint.close(
+        checkpoint.save_initial(tmp_path, state, checkpoint_meta(tmp_path, c, random_model("nano"), BYTES))
+    )
     drop_optimizer(tmp_path)
     write_config(tmp_path, c)
     append(tmp_path, BY_THE_USER)

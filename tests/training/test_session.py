@@ -1,16 +1,20 @@
-"""Numbers that are not finite are refused before they are saved, and a new run starts from what the message advises."""
+"""What is saved is finite, and after what the run starts from. A new run starts from what the message advises."""
 
 import dataclasses
 import math
 import shutil
+import types
 
 import pytest
 
 from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.errors import UserError
+from rl_likelihood.mesh import make_mesh
 from rl_likelihood.runtime import checkpoint, run_files
+from rl_likelihood.training.session import Run
 from tests.runs import run, small_config
+from tests.runtime.test_checkpoint import MODEL, make_state
 
 SHORT = {"train__steps": 2, "eval__prompts": 0}
 
@@ -38,3 +42,20 @@ def test_what_is_not_finite_is_not_saved_and_a_new_run_starts_from_the_advised_p
     assert advised == str(workdir)
     new = run(tmp_path / "new", **SHORT, model__preset="", model__path=advised)
     assert checkpoint.latest_step(new) == 2
+
+
+def test_a_checkpoint_comes_after_what_the_run_starts_from(tmp_path):
+    c, mesh, seen = build(small_config()), make_mesh(), []
+    task, writer = (
+        types.SimpleNamespace(config=c, model=MODEL, model_path="path"),
+        types.SimpleNamespace(workdir=tmp_path),
+    )
+    manager = checkpoint.open_manager(tmp_path, c.train)
+    r = Run(tmp_path, writer, None, c, task=task, devices=None, checkpoints=manager, best=None)
+    initial = checkpoint.save_initial(tmp_path / checkpoint.INITIAL, make_state(mesh, 0), r.meta())
+    r.unsaved.callback(lambda: seen.append(checkpoint.latest_step(tmp_path)))
+    r.unsaved.callback(checkpoint.close, initial)
+    r.save(make_state(mesh, 1))
+    assert seen == [None] and checkpoint.latest_step(tmp_path / checkpoint.INITIAL) == 0
+    checkpoint.close(manager)
+    assert checkpoint.latest_step(tmp_path) == 1
