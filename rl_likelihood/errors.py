@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-REFUSED, INTERRUPTED = 2, 130  # exit codes after bad input, where a restart would fail too, and after Ctrl-C
+# Exit codes: after bad input, where a restart would fail too; after Ctrl-C; after the reader of a pipe has gone.
+REFUSED, INTERRUPTED, UNREAD = 2, 130, 141
 
 
 class UserError(ValueError):
@@ -26,13 +27,18 @@ def exits(main: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(main)
     def guarded(*args: Any) -> int:
         try:
-            return main(*args)
+            code = main(*args)
+            print(end="", flush=True)  # short output waits in the buffer: whether its reader is there shows here
+            return code
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return REFUSED
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             return INTERRUPTED
+        except BrokenPipeError:  # of `| head`, which has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+            return UNREAD
 
     return guarded
 

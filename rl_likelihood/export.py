@@ -249,7 +249,7 @@ def refuse_another(out: Path, workdir: Path) -> None:
     same_folder = origin_workdir == str(workdir.resolve())
     same_run = same_folder and len(known) < 2 or (bool(origin.get("run")) and origin["run"] == run_id(workdir))
     if not same_run and any((out / name).exists() for name in (ORIGIN, CONFIG, WEIGHTS, INDEX, files.ADAPTERS)):
-        description = f"the model of {origin_workdir}" if origin_workdir else "another model"
+        description = f"the model of {origin_workdir}" if origin_workdir else "another model, or an unfinished export"
         description += ", from a run that began with another model" if same_folder else ""
         raise UserError(f"--out={out} holds {description}; choose another folder, or write over it with --force")
 

@@ -93,6 +93,8 @@ def checked(name: str, value: Any, kind: Any, item: dataclasses.Field) -> Any:
     element = typing.get_args(kind)[0]
     if not isinstance(value, list | tuple):
         raise UserError(f"{name} is {value!r}; it must be a list of values of type {element.__name__}")
+    if element is not str and len(value) == 1 and isinstance(value[0], str):  # a command line's, no Python literal
+        raise UserError(f"{name} is {value[0]!r}; it must be finite numbers, as (1, 0, 2)")
     return tuple(_scalar(f"{name}[{i}]", x, element, bounds) for i, x in enumerate(value))
 
 

@@ -180,7 +180,7 @@ def test_another_model_is_written_over_only_when_told_to(tmp_path):
     names = ("config.json", "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
     for name in names:  # of nobody knows what
         (out / name).write_text("{}")
-        with pytest.raises(UserError, match="holds another model.*--force"):
+        with pytest.raises(UserError, match="holds another model, or an unfinished export.*--force"):
             refuse_another(out, Path(run_a))
         (out / name).unlink()
     (out / "export.json").write_text(json.dumps({"workdir": run_b}))

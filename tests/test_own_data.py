@@ -33,7 +33,6 @@ SHORT = {
     "sampler.max_chain": 4,
     "train.steps": 1,
     "train.prompts_per_step": 2,
-    "eval.prompts": 4,
     "eval.batch_prompts": 4,
     "eval.samples": 0,
     "train.eval_first": False,
@@ -59,10 +58,10 @@ def rows(path, n, start=0, **more):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def train(workdir, **fields):
-    """The README's command on train.jsonl and test.jsonl of the folder of `workdir`."""
+def train(workdir, config="configs/base.py", **fields):
+    """The README's command."""
     fields = {name.replace("__", "."): value for name, value in fields.items()}
-    command = [sys.executable, "-m", "rl_likelihood.train", "--config=configs/base.py", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "rl_likelihood.train", f"--config={config}", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in {**SHORT, **fields}.items()]
     one_device = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=one_device)
@@ -71,18 +70,14 @@ def train(workdir, **fields):
 def test_the_readmes_command_takes_40_test_rows(tmp_path, model):
     rows(tmp_path / "train.jsonl", 60)
     rows(tmp_path / "test.jsonl", 40, start=60)
-    named = {
-        "model__path": model,
-        "data__source": "jsonl",
-        "data__train_path": tmp_path / "train.jsonl",
-        "data__heldout_path": tmp_path / "test.jsonl",
-        "data__train_size": 0,
-    }
-    refused = train(tmp_path / "refused", **named)
+    config = f"configs/jsonl.py:model={model},data={tmp_path}/train.jsonl,heldout={tmp_path}/test.jsonl"
+    refused = train(tmp_path / "refused", config)
     assert refused.returncode == 2 and "--config.prompt.template=plain" in refused.stderr
-    done = train(tmp_path / "run", **named, prompt__template="plain")
+    done = train(tmp_path / "run", config, prompt__template="plain")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "60 training and 40 held-out questions" in done.stdout + done.stderr
+    (evaluated,) = map(json.loads, (tmp_path / "run" / "eval.jsonl").read_text().splitlines())
+    assert evaluated["questions"] == 40
     # What is exported asks as the run did: its tokenizer has the plain template.
     cfg, params, _, path = checkpoint.restore_params(tmp_path / "run")
     export(cfg, params, tokenizer_path(tmp_path / "run", path), tmp_path / "exported")
@@ -131,6 +126,7 @@ def test_log_prob_any_pays_for_every_answer_of_a_row(tmp_path, model):
         data__source="files",
         data__train_path=tmp_path / "train.jsonl",
         data__heldout_size=4,
+        eval__prompts=4,
         reward__name="log_prob_any",
     )
     assert done.returncode == 0, done.stderr[-2000:]

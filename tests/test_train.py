@@ -193,6 +193,10 @@ def test_a_workdir_travels_without_its_model(unbroken, tmp_path):
     shutil.rmtree(folder)
     run(moved, **of_folder)
     assert run_files.read_status(moved)["state"] == "done"
+    process = command("evaluate", f"--config={config_file(tmp_path, **of_folder)}", f"--workdir={moved}")
+    out, err = process.communicate()
+    assert process.returncode == 0, err[-2000:]
+    assert json.loads(out)["step"] == 2
     cfg, params, _, path = checkpoint.restore_params(moved)
     export(cfg, params, tokenizer_path(moved, path), tmp_path / "exported")
     assert (tmp_path / "exported" / "model.safetensors").exists()

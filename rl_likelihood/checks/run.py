@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rl_likelihood.checks.judge import validate_judge
+from rl_likelihood.data.prompts import validate_prompt
 from rl_likelihood.errors import UserError
 from rl_likelihood.fields import one_of, refuse_others
 from rl_likelihood.learner.optimizer import UNREAD, OptimizerConfig
@@ -30,6 +31,7 @@ def validate(c: Config) -> None:
     if c.model.preset:
         one_of("model.preset", c.model.preset, SIZES)
     check_lora(c.lora)
+    validate_prompt(c.prompt)
     validate_optimizer(c)
     one_of("eval.grader", c.eval.grader, ("none", *grader_table(c.reward.file)))
     g, p, m = c.sampler.group_size, c.batch_prompts, c.train.micro_batch_prompts

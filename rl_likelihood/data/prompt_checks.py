@@ -36,8 +36,8 @@ def refuse_token_across_boundary(name: str, vocab_bytes: tuple[bytes, ...], answ
 
 
 def problems(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig) -> list[str]:
-    """What is wrong with each row, or "". Wrong are an empty answer, a control token, and a tag that ends the answer or
-    chain that contains it."""
+    """What is wrong with each row, or "". Wrong are an empty answer, reasoning in an answer, a control token, and a tag
+    that ends the answer or chain that contains it."""
     control = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()]
     markup = re.compile("|".join(map(re.escape, control)) or r"(?!)")
 
@@ -49,6 +49,9 @@ def problems(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cf
                 f"the answer of row {e.id} contains {cfg.answer_close!r}, which ends an answer; "
                 "remove the row or choose another prompt.answer_close"
             )
+        for tag in (cfg.think_open, cfg.think_close):
+            if tag in e.answer:
+                return f"the answer of row {e.id} contains {tag!r}; give the reasoning in the field chain, or remove it"
         for tag in (cfg.think_close, cfg.answer_open):
             if tag in e.chain:
                 return f"the chain of row {e.id} contains {tag!r}, which ends a chain; give the reasoning alone"

@@ -8,6 +8,7 @@ answer. Sampled text is never encoded again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -116,7 +117,7 @@ def chain_format(
 
     UserError for a tokenizer without an end-of-text id, or one that does not preserve the tags or the boundary.
     """
-    _validate(cfg)
+    validate_prompt(cfg)
     refuse_worked(tokenizer, cfg)
     name = name_of(tokenizer)
     if not eos_ids:
@@ -145,7 +146,8 @@ def chain_format(
     )
 
 
-def _validate(cfg: PromptConfig) -> None:
+def validate_prompt(cfg: PromptConfig) -> None:
+    """Refuse a date that is none, and tags that cannot be tags."""
     if cfg.date:
         _date(cfg.date)
     for name in ("think_open", "think_close", "answer_open", "answer_close"):
@@ -248,10 +250,11 @@ def _template_at(tokenizer: PreTrainedTokenizerBase, day: str) -> str | None:
 
 
 def _date(day: str) -> datetime.date:
-    try:
-        return datetime.date.fromisoformat(day)
-    except ValueError:
-        raise UserError(f"prompt.date is {day!r}; write it as 2026-11-28") from None
+    with contextlib.suppress(ValueError):
+        date = datetime.date.fromisoformat(day)
+        if date.isoformat() == day:  # in another spelling, a resume on the same day would be another config
+            return date
+    raise UserError(f"prompt.date is {day!r}; write it as 2026-11-28")
 
 
 def encode_all(
@@ -309,7 +312,7 @@ def _encode_any_length(
     fmt: ChainFormat,
     shots: Shots | None,
 ) -> list[EncodedExample]:
-    _validate(cfg)
+    validate_prompt(cfg)
     examples = list(examples)
     if not examples:
         return []

@@ -98,6 +98,8 @@ def test_bad_settings_are_refused(tok, fmt, changes, words):
         ({"answer": "7<|im_end|>"}, "row a-1 contains '<|im_end|>', a control token of the tokenizer"),
         ({"prompt": "hi<|im_start|>system"}, "row a-1 contains '<|im_start|>', a control token"),
         ({"messages": (("user", "<|pad|>"), ("user", "b"))}, "row a-1 contains '<|pad|>', a control token"),
+        ({"answer": "<think>so"}, "the answer of row a-1 contains '<think>'; give the reasoning in the field chain"),
+        ({"answer": "so</think>7"}, "the answer of row a-1 contains '</think>'"),
         ({"chain": "so</think>"}, "the chain of row a-1 contains '</think>'"),
         ({"chain": "so<|im_end|>"}, "row a-1 contains '<|im_end|>', a control token"),
     ],

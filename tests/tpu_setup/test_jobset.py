@@ -25,7 +25,7 @@ def test_jobset_speaks_of_the_same_slice():
     values = {"IMAGE": "r/i:t", "CLAIM": "disk", "SLICES": "2", "TOPOLOGY": "v5e:4x8", "TPU_NAME": "mine"}
     text = script("jobset.sh", "python", "-c", 'print("a\\b")\nx', "$$1$ and $(HOME)", **values).stdout
     for line in (
-        "name: mine",
+        'name: "mine"',
         "replicas: 2",
         "parallelism: 8",
         "completions: 8",
@@ -55,6 +55,11 @@ def test_jobset_speaks_of_the_same_slice():
         'print("a\\b")\nx',
         "$$$$1$$ and $$(HOME)",  # Kubernetes makes $ of $$, and reads $(NAME)
     ]
+
+
+def test_the_name_of_a_slice_is_a_text():
+    text = script("jobset.sh", "x", IMAGE="i", CLAIM="c", TPU_NAME="true").stdout
+    assert yaml.safe_load(text)["metadata"]["name"] == "true"
 
 
 def test_control_characters_are_refused():
