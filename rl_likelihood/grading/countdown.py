@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from rl_likelihood.grading.notation import COMMANDS, PLAIN
+from rl_likelihood.grading.text import without_marks
 
 # Numbers have at most 30 digits. Python's grammar does not allow zeros before them.
 _CHARACTERS = re.compile(r"(?:[-+*/()\s]|[0-9]{1,30}(?![0-9]))*", re.ASCII)
@@ -32,11 +33,13 @@ _OPERATORS = {
 def evaluate(text: str) -> tuple[Fraction, list[int]] | None:
     """(exact value, the integers written, in order) of an expression; None if it is not one or divides by zero.
 
-    An expression is made of non-negative integers, + - * / (or their typographic signs) with the usual precedence,
-    signs, up to 200 brackets within brackets, and white space. Not known, so None: decimals, powers, //, an equals
-    sign, a product without its *.
+    An expression is made of non-negative integers, + - * / (or their typographic signs or commands of LaTeX) with the
+    usual precedence, signs, up to 200 brackets within brackets, white space, and a last full stop. Not known, so None:
+    decimals, powers, //, an equals sign, a product without its *.
     """
-    text = text.strip().translate(_SIGNS)
+    text = text.strip().removesuffix(".").translate(_SIGNS)
+    for command, sign in _COMMANDS.items():
+        text = text.replace(command, sign)
     if len(text) > _LONGEST or not _CHARACTERS.fullmatch(text):
         return None
     numbers: list[int] = []
@@ -59,8 +62,8 @@ def evaluate(text: str) -> tuple[Fraction, list[int]] | None:
 
 
 def solves(expression: str, numbers: Sequence[int], target: int | Fraction) -> bool:
-    """Whether the expression has the target's value and uses each of the numbers exactly once."""
-    given = evaluate(expression)
+    """Whether the expression, in a box, dollars or Markdown too, has the value and uses each number exactly once."""
+    given = evaluate(expression) or evaluate(without_marks(expression))
     return given is not None and given[0] == target and sorted(given[1]) == sorted(numbers)
 
 

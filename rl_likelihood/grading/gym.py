@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rl_likelihood.grading.countdown import countdown
-from rl_likelihood.grading.text import exact_match, parse_number
+from rl_likelihood.grading.text import exact_match, parse_number, without_marks
 
 RIGHT = 1 - 1e-9
 _LONGEST = 10_000  # characters of an answer; longer ones are compared as text
@@ -82,9 +82,16 @@ def gym_quick(reference: str, answer: str | None) -> bool | None:
         return True
     if len(answer) > _LONGEST:
         return False
+    if exact_match(str(asked.item.get("answer")), without_marks(answer)):
+        return True
     if asked.dataset in ("countdown", "puzzle24"):  # puzzle24's own rule takes any four numbers
         return countdown(str(asked.item.get("answer")), answer)
-    return None if _understood(asked, answer.strip()) else False
+    return None if _spellings(asked, answer) else False
+
+
+def _spellings(asked: Asked, answer: str) -> list[str]:
+    """The answer as it stands, and without box, dollars and Markdown marks, as far as each is understood."""
+    return [text for text in dict.fromkeys((answer.strip(), without_marks(answer))) if _understood(asked, text)]
 
 
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
@@ -167,16 +174,17 @@ def gym_match(reference: str, answer: str | None) -> bool | None:
     quick = gym_quick(reference, answer)
     if quick is not None:
         return quick
-    asked, answer = unpack(reference), answer.strip()
+    asked = unpack(reference)
     try:
         rules = _rules(asked.dataset, asked.parameters)
-        if not harmless(rules, answer):
+        spellings = [text for text in _spellings(asked, answer) if harmless(rules, text)]
+        if not spellings:
             return False
         if _right(rules, str(asked.item["answer"]), asked.item) is not True:  # it does not know its own answer
             return None
     except Exception:  # any kind: it is someone else's code, and the check someone's file
         return None
-    return _right(rules, answer, asked.item) is True
+    return any(_right(rules, text, asked.item) is True for text in spellings)
 
 
 def _right(rules, answer: str, item: dict[str, Any]) -> bool | None:

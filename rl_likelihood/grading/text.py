@@ -50,12 +50,17 @@ def _unwrapped(text: str) -> str:
     text = in_box(text).strip()
     if len(text) > _LONGEST_NUMBER:
         return text
-    text = without_markdown(latex(text)).strip()
+    text = without_marks(latex(text)).removeprefix("=").lstrip("$ ")
+    return text.replace(r"\$", "$").replace(r"\%", "%").removesuffix(".").rstrip("$ ")
+
+
+def without_marks(text: str) -> str:
+    r"""The last box, or all of a text, without Markdown marks and dollars: 5 for **5**, \boxed{5} and $5$."""
+    text = without_markdown(in_box(text)).strip()
     for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]")):
         if text.startswith(opening) and text.endswith(closing):
             text = text[2:-2]
-    text = text.strip("$ ").removeprefix("=").lstrip("$ ")
-    return text.replace(r"\$", "$").replace(r"\%", "%").removesuffix(".").rstrip("$ ")
+    return text.strip("$ ")
 
 
 def numeric_match(reference: str, answer: str | None) -> bool:

@@ -90,6 +90,28 @@ def test_values_are_pythons(text):
     [
         ("(1+2)*3", True),
         (" 3 * (2 + 1) ", True),
+        *[
+            (text, True)
+            for text in (
+                "**(1+2)*3**",
+                "`(1+2)*3`",
+                r"$(1+2)\times3$",
+                r"\boxed{(1+2)\cdot 3}",
+                "(1+2)*3.",
+                r"\((1+2)*3\)",
+            )
+        ],
+        *[
+            (text, False)
+            for text in (
+                "**(1+2)*2**",
+                "1 *2* 3",
+                r"$(1+2)\div3$",
+                r"\boxed{3*3}",
+                r"\boxed{(1+2)*3} or \boxed{1+2+3}",
+                "(1+2)*3..",
+            )
+        ],
         ("(2+1)/(1/3)", False),  # 9, but with two ones
         ("3*3", False),
         ("(1+2)*3*1", False),

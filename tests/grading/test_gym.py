@@ -177,6 +177,12 @@ def test_no_answer_is_right_whatever_was_asked(dataset, junk):
 PUZZLE = pack("puzzle24", {}, {"question": "?", "answer": "1*(7*4 - 4)", "metadata": {"numbers": [7, 4, 4, 1]}})
 NUMBERS = pack("number_sorting", {}, {"question": "?", "answer": "['-25.9', '-50.51', '-74.0']", "metadata": {
     "direction": "descending"}})  # fmt: skip
+SUM = pack("chain_sum", {}, {"question": "?", "answer": "42", "metadata": {}})
+HALF = pack(
+    "fraction_simplification",
+    {},
+    {"question": "?", "answer": "1/2", "metadata": {"simplified_numerator": 1, "simplified_denominator": 2}},
+)
 LIFE = pack(
     "game_of_life", {}, {"question": "?", "answer": "[[0,1],[1,0]]", "metadata": {"solution": [[0, 1], [1, 0]]}}
 )
@@ -196,6 +202,12 @@ LIFE = pack(
             "-25.9, -50.51, -74.0",
             "['-74.0', '-50.51', '-25.9']", "[]", "[null, 1, 2]",
         )],
+        *[(SUM, text, True) for text in ("42", "**42**", r"\boxed{42}", "$42$", r"so \boxed{**42**}")],
+        *[(SUM, text, False) for text in ("**43**", r"\boxed{43}", "$4 2$", "not **42**", "**42** or 43")],
+        (SUM, r"\boxed{42} \boxed{43}", False),
+        (TEXT, "**b a**", True), (TEXT, r"\boxed{a b}", False), (COUNTDOWN, r"$19+3-9$", True),
+        (INTEGRAL, "$x**2 + C$", True), (INTEGRAL, "$x**3 + C$", False),
+        (HALF, r"\boxed{1/2}", True), (HALF, r"\boxed{2/4}", False), (HALF, "**2/4**", False),
         (LIFE, "[[0, 1], [1, 0]]", True), (LIFE, "[[0,1],[1,1]]", False), (LIFE, "[[0,0],[0,0]]", False),
     ],
 )  # fmt: skip
