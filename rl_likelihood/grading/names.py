@@ -106,7 +106,8 @@ def _names(node: Node, answers: bool) -> str | None:
         return None
     value = _named_value(node)
     label = node.parts[2] if value is node.parts[1] else node.parts[1]  # 5 = x
-    known = _is_name(label, answers) or (answers and _is_sum(label)) or (_is_ratio_of_names(label) and is_ratio(value))
+    of_ratio = _is_ratio_of_names(label) and label.parts[0] == value.parts[0]  # a:b = 2:3
+    known = _is_name(label, answers) or (answers and _is_sum(label)) or of_ratio
     if node.parts[0] == ("in",) and value.kind not in ("interval", "set", "union", "without"):
         return None
     if not known or (label.kind != "apply" and symbols(label) & symbols(value)):

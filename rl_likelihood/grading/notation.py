@@ -150,7 +150,7 @@ def without_fonts(text: str) -> str:
 
 
 _SPACES = r"(?:\\[,;:! ]|\\(?:q?quad|displaystyle|textstyle)(?![A-Za-z])|\s)+"
-_OUTER_SPACE = re.compile(rf"\A{_SPACES}|(?<!\\){_SPACES}\Z")
+_OUTER_SPACE = re.compile(rf"\A{_SPACES}|(?<![\\\s]){_SPACES}\Z")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|hbox|mathrm)\s*\{")
 
 
