@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rl_likelihood.grading.intervals import FLIPPED, INFINITY, MINUS_INFINITY, merged, region
-from rl_likelihood.grading.names import is_letter, says_value, without_names
+from rl_likelihood.grading.names import is_letter, quotient, says_value, without_names
 from rl_likelihood.grading.tokens import Unreadable
 from rl_likelihood.grading.tree import (
     Node,
@@ -49,9 +49,8 @@ def stated(reference: Node, answer: Node) -> tuple[Node, Node]:
     reference, answer = with_factors(reference, given), with_factors(answer, goal)
     if answer.kind == "relation" and set(answer.parts[0]) == {"="} and reference.kind != "relation":
         answer = _linked(reference, answer)
-    if answer.kind == "relation" and answer.parts[0] == (":",) and reference.kind in ("number", "div"):
-        answer = Node("div", answer.parts[1:])  # 2:3 for 2/3
-    return without_names(reference, answer)
+    reference, answer = without_names(reference, answer)
+    return quotient(reference, answer), quotient(answer, reference)
 
 
 def _linked(reference: Node, answer: Node) -> Node:

@@ -14,7 +14,7 @@ from rl_likelihood.grading import values
 from rl_likelihood.grading.compare import same, same_or_not
 from rl_likelihood.grading.copied import is_copy, parted
 from rl_likelihood.grading.names import KNOWN, without_names
-from rl_likelihood.grading.notation import latex, without_fonts, without_markdown
+from rl_likelihood.grading.notation import latex, without_fonts, without_markdown, without_spaces
 from rl_likelihood.grading.statements import read
 from rl_likelihood.grading.text import exact_match, in_box
 from rl_likelihood.grading.tokens import Unreadable, tokens
@@ -56,6 +56,13 @@ _EXCEPT = re.compile(
 _TEN_TO = re.compile(r"(?<=[0-9])\s*[xX]\s*(?=10\s*(?:\^|\*\*))")  # 1.2 x 10^5: an x for the sign of a product
 _ONE = re.compile(r"\\(?:text|mbox|hbox)[a-z]*\s*\{\s*([A-Za-z]{2,})\s*\}")
 _APPROXIMATE = re.compile(r"(?P<exact>[^\n]+?)\\approx\s*(?P<number>-?[0-9]+(?:\.(?P<decimals>[0-9]+))?)")
+_GROUPS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+")
+_BRACED_GROUPS = re.compile(rf"\{{{_GROUPS.pattern}\}}")  # {22,500}: a set, or a number in braces too many
+_BARE_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
+_SEVERAL = re.compile(
+    r"separated by (?:a )?commas?|comma-separated|\ball (?:the )?(?:possible )?(?:solutions|roots|values)\b",
+    re.IGNORECASE,
+)
 _OTHER = r"\b(?!(?:and|or)\b)[A-Za-z]"
 _PROSE = re.compile(rf"{_OTHER}{{2,}}\s+{_OTHER}|{_OTHER}\s+{_OTHER}{{2,}}")
 
@@ -71,7 +78,7 @@ def _core(text: str) -> str:
         text = _without_end(without_markdown(text).strip())
         text = _with_equals_sign(_without_lead(text))
         text = _without_end(_SPACE_AT_END.sub("", _formulas(text)).strip())
-        text = without_fonts(text)
+        text = without_fonts(without_spaces(text))
         if text == before:
             break
     return _reals(text)
@@ -156,8 +163,9 @@ def _spelling(text: str) -> tuple:
 
 def _readings(text: str) -> list[Node]:
     """The tree of a text, and the one with letters in the place of units, if that is another. Prose has no words."""
-    first, other = _read(text), _read(text, letters=True)
-    trees = [first] if first == other else [first, other]
+    trees = dict.fromkeys((_read(text), _read(text, letters=True)))
+    if _BRACED_GROUPS.fullmatch(text):
+        trees[_read(text[1:-1])] = None
     return [tree for tree in trees if tree is not None and not (_is_prose(text) and _has_words(tree))]
 
 
@@ -194,6 +202,8 @@ def math_match(reference: str, answer: str | None) -> bool | None:
         return False
     if goal == given or max(len(goal), len(given)) > _LONGEST:
         return goal == given
+    if _GROUPS.fullmatch(goal) and (_SEVERAL.search(question) or _BARE_COMMA.sub(", ", goal) == given):
+        goal, given = (_BARE_COMMA.sub(", ", text) for text in (goal, given))  # 70,110 may be a list
     if _spelling(goal) == _spelling(given):
         return True
     words = [text if (one := _ONE.fullmatch(text)) is None else one[1] for text in (goal, given)]

@@ -33,11 +33,36 @@ def without_names(reference: Node, answer: Node) -> tuple[Node, Node]:
         return _value(reference, answers=False), answer
     if not _relations(reference):
         return reference, _value(answer, answers=True)
-    return reference, answer
+    return _each_named(reference), _each_named(answer)
 
 
 def _relations(node: Node) -> bool:
-    return node.kind in ("relation", "or", "and") or (node.kind == "list" and any(map(_relations, node.parts)))
+    statement = node.kind == "relation" and not is_ratio(node)
+    return statement or node.kind in ("or", "and") or (node.kind == "list" and any(map(_relations, node.parts)))
+
+
+def is_ratio(node: Node) -> bool:
+    """2:3, or a time of the day."""
+    return node.kind == "relation" and node.parts[0][0] in (":", "clock")
+
+
+def quotient(node: Node, other: Node) -> Node:
+    """2:3 beside a number as 2/3."""
+    ratio = node.kind == "relation" and node.parts[0] == (":",) and other.kind in ("number", "div")
+    return Node("div", node.parts[1:]) if ratio else node
+
+
+def _each_named(node: Node) -> Node:
+    """(x, y) = (1, 2) as the list x = 1, y = 2."""
+    if node.kind != "relation" or node.parts[0] != ("=",):
+        return node
+    names, values = node.parts[1:]
+    if not all(side.kind == "sequence" and side.parts[:2] == ("(", ")") for side in (names, values)):
+        return node
+    if len(names.parts) != len(values.parts) or not _is_name(names, answers=False):
+        return node
+    pairs = zip(names.parts[2:], values.parts[2:], strict=True)
+    return Node("list", tuple(Node("relation", (("=",), *pair)) for pair in pairs))
 
 
 def _value(node: Node, answers: bool) -> Node:
@@ -81,7 +106,8 @@ def _names(node: Node, answers: bool) -> str | None:
         return None
     value = _named_value(node)
     label = node.parts[2] if value is node.parts[1] else node.parts[1]  # 5 = x
-    known = _is_name(label, answers) or (answers and _is_sum(label))
+    of_ratio = _is_ratio_of_names(label) and label.parts[0] == value.parts[0]  # a:b = 2:3
+    known = _is_name(label, answers) or (answers and _is_sum(label)) or of_ratio
     if node.parts[0] == ("in",) and value.kind not in ("interval", "set", "union", "without"):
         return None
     if not known or (label.kind != "apply" and symbols(label) & symbols(value)):
@@ -136,6 +162,14 @@ def _is_figure(factors: tuple[Node, ...]) -> bool:
         return len(letters) in (2, 4) and all(len(c) == 1 and c.isupper() for c in letters[1:])
     points = [c.rstrip("'") for c in letters]
     return len(points) == 2 and "N" not in points and all(len(c) == 1 and c.isupper() for c in points)
+
+
+def _is_ratio_of_names(node: Node) -> bool:
+    """a:b, two letters in the order of the alphabet: b:a = 2:3 says that a:b is 3:2."""
+    if not is_ratio(node) or not all(part.kind == "name" and _is_name(part, True) for part in node.parts[1:]):
+        return False
+    names = [part.parts[0] for part in node.parts[1:]]
+    return names == sorted(set(names))
 
 
 def _is_sum(node: Node) -> bool:

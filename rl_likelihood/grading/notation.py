@@ -149,6 +149,20 @@ def without_fonts(text: str) -> str:
     return text
 
 
+_SPACES = r"(?:\\[,;:! ]|\\(?:q?quad|displaystyle|textstyle)(?![A-Za-z])|\s)+"
+_OUTER_SPACE = re.compile(rf"\A{_SPACES}|(?<![\\\s]){_SPACES}\Z")
+_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|hbox|mathrm)\s*\{")
+
+
+def without_spaces(text: str) -> str:
+    r"""Without the spaces and \displaystyle around a formula, and the braces around a text: {\text{(C)}}."""
+    text = _OUTER_SPACE.sub("", text)
+    braced = text.startswith("{") and _closing(text, 1) == len(text) - 1
+    inside = _OUTER_SPACE.sub("", text[1:-1]) if braced else ""
+    opening = _TEXT.match(inside)
+    return inside if opening and _closing(inside, opening.end()) == len(inside) - 1 else text
+
+
 def _closing(text: str, at: int) -> int | None:
     """Where the brace closes that opens before a place."""
     depth = 1

@@ -14,7 +14,7 @@ from rl_likelihood.grading.formula import Formulas
 from rl_likelihood.grading.tokens import Token, Unreadable, tokens
 from rl_likelihood.grading.tree import Node, call, in_degrees, number, symbols
 
-RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "notin", ":")
+RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "notin")
 _CLOCK = re.compile("(?:[01]?[0-9]|2[0-4])(?::[0-5][0-9]){1,2}(?![0-9.:/])")
 _AFTER_A_NUMBER = {"euro": "euro", "pounds": "pound-sterling", "yen": "yen", "rupee": "rupee", "cent": "cent"}  # 5€
 _CURRENCIES = {"$": "dollar"} | _AFTER_A_NUMBER
@@ -70,15 +70,23 @@ class _Statements(Formulas):
         """A formula, or several with relations between them."""
         if self.labels():
             self.label = self.at
-        start, nodes, signs = self.at, [self.operand()], []
+        nodes, signs = [self.ratio()], []
         while sign := self.accept(*RELATIONS):
             signs.append(sign)
-            nodes.append(self.operand())
+            nodes.append(self.ratio())
         if any(map(_is_remainder, nodes)) and any(symbols(side) and side.kind != "name" for side in nodes):
             raise Unreadable("a congruence")
-        if set(signs) == {":"} and _is_clock("".join(token.text for token in self.tokens[start : self.at])):
-            signs = ["clock"] * len(signs)
         return Node("relation", (tuple(signs), *nodes)) if signs else nodes[0]
+
+    def ratio(self) -> Node:
+        """A formula, or several with colons between them: a ratio or a time of the day."""
+        start, nodes = self.at, [self.operand()]
+        while self.accept(":"):
+            nodes.append(self.operand())
+        if len(nodes) == 1:
+            return nodes[0]
+        clock = _is_clock("".join(token.text for token in self.tokens[start : self.at]))
+        return Node("relation", (("clock" if clock else ":",) * (len(nodes) - 1), *nodes))
 
     def labels(self) -> bool:
         """Do a letter, names or numbers in brackets, and "=" follow?"""

@@ -8,7 +8,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from rl_likelihood.grading.units import UNITS
+from rl_likelihood.grading.units import SHORT_WORDS, UNITS
 
 
 class Unreadable(Exception):
@@ -192,7 +192,8 @@ def _bracket(text: str, before: list[Token], brackets: list[bool]) -> None:
 
 def _number(text: str, at: int, bare_commas: bool) -> tuple[Token, int] | None:
     """The number at a place of the text and where it ends; None for a full stop that begins none."""
-    groups = None if text[at - 1 : at] == "_" else _THOUSANDS[bare_commas].match(text, at)
+    listed = re.match("[0-9],", text[max(at - 2, 0) : at]) is not None  # the 2 of 1,2,345
+    groups = None if text[at - 1 : at] == "_" else _THOUSANDS[bare_commas and not listed].match(text, at)
     if groups and (below := _BELOW.match(text, groups.end())) and int(groups[0][-3:]) < int(below["below"]):
         groups = groups if len(groups[0].split()) != 2 else None  # 2 100/101, a mixed number
     m = groups or _DIGITS.match(text, at)
@@ -274,8 +275,8 @@ def words(text: str) -> list[Token]:
     text = " ".join(text.replace("~", " ").replace("\\ ", " ").split())
     if text.strip(" .,") in ("and", "or"):
         return [Token("op", text.strip(" .,"))]
-    if text == ",":
-        return [Token("op", ",")]
+    if text in (",", "to"):  # 2 to 3 is 2:3
+        return [Token("op", ":" if text == "to" else ",")]
     if text == "mod" or (text in _PLAIN and text not in (*UNITS, "max", "min")):  # \\text{arctan}
         return [Token("command", _PLAIN.get(text, text))]
     return [Token("word", text)] if text else []
@@ -293,8 +294,8 @@ def _letters(text: str, upright: bool) -> list[Token]:
 def _word(m: re.Match[str], before: list[Token], spaced: bool, letters: bool) -> list[Token]:
     """A run of letters: a function or constant, a conjunction, a unit, a word, or a product of single symbols."""
     run, text = m["run"], m.string
-    if run in ("and", "or"):
-        return [Token("op", run)]
+    if run in ("and", "or", "to"):
+        return [Token("op", ":" if run == "to" else run)]
     if run == "U" and before and before[-1].text in (")", "]", r"\}"):  # (-1,0) U (2,3)
         return [Token("command", "cup")]
     if run == "in" and before and before[-1].kind == "name" and spaced:  # x in [0, 1]
@@ -317,7 +318,7 @@ def _word(m: re.Match[str], before: list[Token], spaced: bool, letters: bool) ->
     begins = not before or before[-1].text in (",", "and", "or")
     phrase = begins or before[-1].kind == "word" or spaced
     if begins and after in ("", ",", ";"):
-        return [Token("run", run)]
+        return [Token("word" if run.casefold() in SHORT_WORDS and not letters else "run", run)]
     if len(run) > 3 and phrase and after not in ("^", "_", "*", "/", "+", "-", "("):
         return [Token("word", run)]
     if len(run) > 3:  # 3sinx, pir

@@ -8,25 +8,32 @@ import re
 
 # The name that a unit gets, then its other spellings. Plurals are made of all that are words.
 _NAMES = """
-m meter metre; cm centimeter centimetre; mm millimeter millimetre; km kilometer kilometre kms; nm nanometer;
-um micrometer micrometre micron; us microsecond; ug microgram; uF; uH; uA; uV; uW;
-inch in; foot feet ft; yard yd yds; mile mi; acre; hectare ha; g gram gm gms; kg kilogram kgs; mg milligram;
-ton tonne; lb pound lbs; oz ounce; L liter litre; mL milliliter millilitre ml; gallon gal; quart qt; pint pt;
-cup; s second sec secs; ms millisecond; minute min mins; h hour hr hrs; day; week; month; year yr yrs; decade;
-century; mph; kph kmh; rpm; degree deg degs; radian rad rads; percent pct; dollar USD buck;
-cent penny pennies pence; euro EUR; pound-sterling GBP; yen JPY; rupee INR; N newton; kN kilonewton; J joule;
-kJ kilojoule; MJ megajoule; eV; keV; MeV; cal calorie; kcal kilocalorie; W watt; kW kilowatt; kWh; Wh; tesla; henry;
-MW megawatt; mW milliwatt; V volt; A ampere amp; ohm Omega; F farad; Hz hertz; kHz kilohertz; MHz megahertz;
-GHz gigahertz; dB decibel; dBm; dBi; bps; kbps Kbps; Mbps; Gbps; bit; kbit; Mbit; Gbit; byte; kB KB; MB; GB;
-Erlang erlang; packet; symbol; sample; K kelvin; Pa pascal; kPa kilopascal; MPa megapascal; GPa gigapascal;
-kOmega kilohm kiloohm; MOmega megohm megaohm; atm atmosphere; mol mole; unit; C Celsius; Fahrenheit;
+m meter metre; km kms; um micron; inch in; foot feet ft; yard yd yds; mile mi; acre; hectare ha; g gram gm gms;
+kg kgs; ton tonne; lb pound lbs; oz ounce; L liter litre; mL ml; gallon gal; quart qt; pint pt;
+cup; s second sec secs; minute min mins; h hour hr hrs; day; week; month; year yr yrs; decade;
+century; mph; kph kmh; rpm; revolution rev revs; degree deg degs; radian rad rads; percent pct; dollar USD buck;
+cent penny pennies pence; euro EUR; pound-sterling GBP; yen JPY; rupee INR; N newton; J joule; eV;
+cal calorie; Wh; tesla; henry; W watt; V volt; A ampere amp; ohm Omega; F farad; Hz hertz; dB decibel; dBm; dBi; dBW;
+Np neper; bps; kbps Kbps; bit; kbit Kb; byte; kB KB;
+Erlang erlang; packet; symbol; sample; baud Baud; frame; call; slot; K kelvin; Pa pascal;
+kOmega kiloohm kilohm; MOmega megaohm megohm; atm atmosphere; mol mole; unit; C Celsius; Fahrenheit;
 am a.m. AM A.M. a.m; pm p.m. PM P.M. p.m
 """
-_COMPOUND = {"mph": "mile / h", "kph": "km / h"}
+_PREFIXES = dict(zip("pnumckMGT", "pico nano micro milli centi kilo mega giga tera".split(), strict=True))
+# Bases and the prefixes they are used with: no MN or GH, which are segments, and no pm, which is p.m.
+_PREFIXED = """
+m meter metre: numck; s second sec: pnum; g gram: numk; L liter litre: num; W watt: pnumkMGT; V volt: pnumkM;
+A ampere amp: pnumk; F farad: pnum; H henry: pnum; Hz hertz: mkMGT; J joule: pnumkMGT; N newton: mk; Pa pascal: mkMG;
+Omega ohm: mkMG; eV: mkMGT; Wh: kMGT; cal calorie: k; mol mole: num; bit b: kMGT; bps: kMGT; B byte: kMGT;
+symbol: kM; sample: kM; baud Baud: kM; packet: kM
+"""
+_COMPOUND = {"mph": "mile / h", "kph": "km / h"} | {f"{p}bps": f"{p}bit / s" for p in ("", *"kMGT")}
+_BITS = re.compile(r"(?<![A-Za-z])([kKMGT]?)b / s(?:ec)?(?![A-Za-z])")
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _BEFORE = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
 _AFTER = {"squared": "^2", "cubed": "^3", "^2": "^2", "^3": "^3"}
 _BELOW = {"^-1": "", "^-2": "^2", "^-3": "^3"}  # s^-1: per second
+SHORT_WORDS = set("yes no odd all one two six ten red".split())  # in capitals too
 _JOINTS = ("per", "/", "an", "a", "*")
 _OF_TEMPERATURE = {"C": "C", "F": "F", "Fahrenheit": "F"}
 
@@ -39,7 +46,13 @@ def _plural(name: str) -> str:
 
 def _table() -> dict[str, str]:
     table: dict[str, str] = {}
-    for names in map(str.split, _NAMES.split(";")):
+    prefixed = (base.split(":") for base in _PREFIXED.split(";"))
+    multiples = [
+        [f"{sign}{name}" for name in names.split() for sign in (prefix, _PREFIXES[prefix])]
+        for names, prefixes in prefixed
+        for prefix in prefixes.strip()
+    ]
+    for names in (*multiples, *map(str.split, _NAMES.split(";"))):
         for name in names:
             table[name] = names[0]
             if len(name) > 2 and name.isalpha() and name[1:].islower():
@@ -66,7 +79,8 @@ class Measure:
 def canonical(words: str) -> Measure:
     """The unit that words, their powers and slashes spell: "million square centimeters" is 1000000, "cm^2"."""
     words = re.sub(r"\bper cent\b", "percent", words).replace(r"\mu ", "u").replace(r"\cdot ", "*")
-    left = words.replace("/", " / ").replace("*", " * ").replace("^", " ^").split()
+    words = " ".join(words.replace("/", " / ").replace("*", " * ").replace("^", " ^").split())
+    left = _BITS.sub(r"\1bps", words).split()
     left = [word if word in _CANONICAL else word.strip(".,") for word in left]
     factor = 1
     while left and left[0] in SCALES:
@@ -111,10 +125,14 @@ def _unit(words: list[str]) -> tuple[str, list[str]]:
 
 
 def plain(words: str) -> str:
-    """Words without article and case, but for single letters and up to three capitals, which are symbols: A, AB."""
+    """Words without article and case, but for single letters and up to three capitals, which are symbols: A, AB.
+
+    The words of SHORT_WORDS are none.
+    """
 
     def bare(word: str) -> str:
-        return word if len(word) == 1 or (word.isupper() and len(word) <= 3) else word.casefold()
+        symbol = len(word) == 1 or (word.isupper() and len(word) <= 3 and word.casefold() not in SHORT_WORDS)
+        return word if symbol else word.casefold()
 
     said = [bare(word) for word in words.strip(" .").split()]
     said = said[1:] if len(said) > 1 and said[0] in ("a", "an", "the") and len(said[1]) > 1 else said

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rl_likelihood.grading import compare, values
+from rl_likelihood.grading.copied import with_question
 from rl_likelihood.grading.mathematics import math_match, telemath
 
 
@@ -37,7 +38,7 @@ def test_what_says_the_same_is_right_and_nothing_else(kind):
 
 
 def test_the_cases_are_many_of_each_kind():
-    assert len(CASES) == 55 and all(len(rows) >= 10 for rows in CASES.values())
+    assert len(CASES) == 61 and all(len(rows) >= 10 for rows in CASES.values())
 
 
 def test_fences_and_the_end_of_an_answer():
@@ -178,6 +179,21 @@ def test_order_counts_in_tuples_and_not_in_sets_and_lists(reference, answer, rig
     assert math_match(reference, answer) is right
 
 
+LISTS = ("70,110", "70, 110", "110,70", "70 and 110", "x = 70, 110", "$70$, $110$", r"70^\circ, 110^\circ")
+
+
+@pytest.mark.parametrize("question, several", [("Enter $x$, separated by commas.", True), ("What is $x$?", False)])
+def test_a_question_for_several_solutions_has_no_thousands(question, several):
+    reference = with_question("70,110", question)
+    for answer in LISTS:
+        assert math_match(reference, answer) is (several or answer in ("70,110", "70, 110")), answer
+    for answer in ("70110", r"70{,}110"):
+        assert math_match(reference, answer) is not several, answer
+    for answer in ("70, 111", "70", "110", "70, 110, 5"):
+        assert math_match(reference, answer) is False, answer
+    assert math_match(with_question("1000, 2000", question), "1,000, 2,000") is True
+
+
 MANY = (
     (
         ", ".join(f"{i}.5" for i in range(200)),
@@ -274,6 +290,35 @@ def test_long_answers_are_compared_as_text():
         ("250", r"2.5\times10^{-3}", False),
         ("5.0", "-5.0", False),
         ("5.0", "5.04 Mbps", True),
+        *[
+            ("0.135", f"0.135 {unit}", True)
+            for unit in (
+                "ns",
+                "ps",
+                "mA",
+                "mV",
+                "nW",
+                "pJ",
+                "pF",
+                "nH",
+                "THz",
+                "Tbps",
+                "Mb/s",
+                "b/s",
+                "dBW",
+                "baud",
+                "MBaud",
+                "Msymbols/s",
+                "frames/s",
+                "calls/s",
+                "packets/slot",
+                "Np/m",
+            )
+        ],
+        *[("0.135", f"0.135 {unit}", False) for unit in ("xs", "XA", "dBx", "bauds per", "nonsense", "Mb/q")],
+        ("100 Mbps", "100 Mbit/s", True),
+        ("100 Mbps", "100 MB/s", False),
+        ("100 mA", "100 MA", False),
         *[
             ("250", text, True)
             for text in (
