@@ -2,17 +2,21 @@ r"""An answer that only repeats a formula of its question is wrong, even if it h
 
 "Factor $7x^2 - 63$" is not answered by 7x^2 - 63. A policy that is trained on the grader finds such answers without
 any reasoning. A repeated formula is a whole formula of the question or one side of an equation in it, in any spelling
-or order of its terms, also with a unit, + 0, times 1 and the like. Two answers stay right: what says the reference as
-the reference is written, and a bare number or letter.
+or order of its terms. An answer with such a formula inside is wrong too, if the formula itself has the right value:
+|F|, max(F, 0), 100F %. Three answers stay right: what says the reference as the reference is written, a bare number or
+letter, and an interval such as x > 0.
 """
 
 import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 
-from rl_likelihood.grading.compare import stated
-from rl_likelihood.grading.tree import Node, number
+from rl_likelihood.grading.compare import same, same_or_not, stated
+from rl_likelihood.grading.intervals import region
+from rl_likelihood.grading.tree import Node, number, parts_of
+from rl_likelihood.grading.values import exact
 
 _FIGURE = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
 _FORMULA = re.compile(
@@ -49,10 +53,10 @@ def written(question: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=256)
-def _trees(question: str, readings: Callable[[str], list[Node]]) -> frozenset[Node]:
-    """The formulas of a question and their sides as trees, as far as they can be read."""
+def _trees(question: str, readings: Callable[[str], list[Node]]) -> dict[Node, Node]:
+    """{form: tree} of the formulas of a question and their sides, as far as they can be read."""
     texts = {_END.sub("", text) for formula in written(question) for text in (formula, *_SIDES.split(formula))}
-    return frozenset(_plain(tree) for text in texts if text for tree in readings(text))
+    return {_form(tree): tree for text in texts if text for tree in readings(text)}
 
 
 def is_copy(reference: Node, answer: Node, question: str, readings: Callable[[str], list[Node]]) -> bool:
@@ -60,9 +64,18 @@ def is_copy(reference: Node, answer: Node, question: str, readings: Callable[[st
     if not question:
         return False
     goal, given = stated(reference, answer)
-    if _plain(goal) == _plain(given) or _is_bare(given):
+    if _plain(goal) == _plain(given) or _is_bare(given) or region(given)[1].kind == "interval":
         return False
-    return _plain(given) in _trees(question, readings)
+    whole, formulas = _form(given), _trees(question, readings)
+    inside = (tree for form, tree in formulas.items() if not _is_bare(form) and _holds(whole, form))
+    return whole in formulas or any(same_or_not(reference, tree, same) for tree in inside)
+
+
+def _holds(node: Node, formula: Node) -> bool:
+    """Is the formula a part of a node, or are its terms among the node's?"""
+    if node.kind == formula.kind and node.kind in _NEUTRAL and not Counter(formula.parts) - Counter(node.parts):
+        return True
+    return node == formula or any(_holds(part, formula) for part in parts_of(node))
 
 
 def _is_bare(node: Node) -> bool:
@@ -86,4 +99,28 @@ def _plain(node: Node) -> Node:
         return parts[0]
     if kind == "neg" and parts[0].kind == "neg":
         return parts[0].parts[0]
+    return Node(kind, parts)
+
+
+def _form(node: Node) -> Node:
+    """As `_plain`, with roots as powers, x x as x^2, and signs before the terms: what only differs so is a copy."""
+    return _plain(_respelled(_plain(node)))
+
+
+def _respelled(node: Node) -> Node:
+    """The one of several spellings that `_form` takes."""
+    kind, parts = node.kind, tuple(_respelled(part) if isinstance(part, Node) else part for part in node.parts)
+    if kind == "call" and parts[0] == "root":
+        return Node("pow", (parts[1], Node("div", (number(1), parts[2]))))
+    if kind == "call" and parts[0] == "binomial":
+        left = Node("add", (parts[1], Node("neg", parts[2:])))
+        lower = [Node("number", (value,)) for n in (parts[2], left) if (value := exact(n)) is not None]
+        return Node(kind, (*parts[:2], min(lower))) if len(lower) == 2 else Node(kind, parts)
+    if kind == "neg" and parts[0].kind == "add":
+        return Node("add", tuple(Node("neg", (part,)) for part in parts[0].parts))
+    if kind == "mul":
+        minus = sum(part.kind == "neg" for part in parts) % 2
+        counts = Counter(part.parts[0] if part.kind == "neg" else part for part in parts)
+        powers = (part if n == 1 else Node("pow", (part, number(n))) for part, n in counts.items())
+        return Node("neg", (Node("mul", tuple(powers)),)) if minus else Node("mul", tuple(powers))
     return Node(kind, parts)
