@@ -18,6 +18,7 @@ from rl_likelihood.grading.names import is_letter, quotient, says_value, without
 from rl_likelihood.grading.tokens import Unreadable
 from rl_likelihood.grading.tree import (
     Node,
+    as_matrix,
     has_sign,
     in_radians,
     number,
@@ -33,7 +34,6 @@ from rl_likelihood.grading.values import exact, proportional, same_value
 _EMPTY = Node("name", ("emptyset",))
 _DOTS = Node("name", ("ldots",))
 _COLLECTIONS = ("list", "either", "set", "sequence", "interval", "matrix", "union", "or", "and")
-_TRANSPOSED = (Node("name", ("T",)), Node("name", ("top",)))
 _MOST_PAIRS = 1_000  # of entries that are compared one by one
 
 
@@ -162,11 +162,21 @@ def _same_relations(reference: Node, answer: Node) -> bool:
         sides = answers[::-1] if turned else answers
         if turned:
             other = tuple(FLIPPED.get(sign, "") for sign in reversed(other))
-        if signs == other and all(map(same_or_not, references, sides)):
+        alone = says_value(reference)
+        if signs == other and all(_same_side(*pair, alone) for pair in zip(references, sides, strict=True)):
             return True
     if signs == other == ("=",) and not says_value(reference):  # 3x + 7 = 22 is not solved for x
         return proportional(_difference(references), _difference(answers))
     return False
+
+
+def _same_side(reference: Node, answer: Node, alone: bool) -> bool:
+    """As `_same`, of sides: a symbol has no unit of its own. `alone`: the number is a value, where 50% is also 50."""
+    unit, other = _unit(reference), _unit(answer)
+    if unit != other and symbols(reference) | symbols(answer):
+        return False
+    shares = "percent" in (unit, other) and not alone
+    return same_or_not(reference, answer, _same_part if shares else _same)
 
 
 def _same_ratios(references: list[Node], answer: list[Node]) -> bool:
@@ -239,36 +249,11 @@ def _both_signs(node: Node) -> Node:
 
 
 def _same_matrices(reference: Node, answer: Node) -> bool:
-    reference, answer = _as_matrix(reference, answer), _as_matrix(answer, reference)
+    reference, answer = as_matrix(reference, answer), as_matrix(answer, reference)
     if reference.kind != "matrix" or answer.kind != "matrix" or reference.parts[0] != answer.parts[0]:
         return False
     rows, others = reference.parts[1:], answer.parts[1:]
     return len(rows) == len(others) and all(map(_in_order, rows, others))
-
-
-def _as_matrix(node: Node, other: Node) -> Node:
-    """(1, 2) as a column, or as a row beside one; a matrix times numbers with these in its entries."""
-    if node.kind == "sequence":
-        shape, entries = node.parts[:2], node.parts[2:]
-        if shape == ("(", ")") and other.kind == "matrix" and len(other.parts) == 2:
-            return Node("matrix", ("matrix", entries))
-        if shape == ("(", ")"):
-            return Node("matrix", ("matrix", *((entry,) for entry in entries)))
-    if node.kind == "pow" and node.parts[1] in _TRANSPOSED:
-        row = node.parts[0]
-        if row.kind == "sequence" and row.parts[:2] == ("(", ")"):
-            row = Node("matrix", ("matrix", row.parts[2:]))
-        if row.kind == "matrix":
-            return Node("matrix", (row.parts[0], *zip(*row.parts[1:], strict=True)))
-    if node.kind == "neg" and node.parts[0].kind == "matrix":
-        node = Node("mul", (number(-1), node.parts[0]))
-    if node.kind == "mul" and sum(part.kind == "matrix" for part in node.parts) == 1:
-        factors = tuple(part for part in node.parts if part.kind != "matrix")
-        (matrix,) = (part for part in node.parts if part.kind == "matrix")
-        if matrix.parts[0] == "matrix":
-            rows = (tuple(Node("mul", (*factors, entry)) for entry in row) for row in matrix.parts[1:])
-            return Node("matrix", ("matrix", *rows))
-    return node
 
 
 # ---------------------------------------------------------------------------------------------- words, units
@@ -366,6 +351,9 @@ def _one_unit(node: Node, kinds: Sequence[str]) -> tuple[Node, str | None]:
     units = [part.parts[1] if part.kind in kinds and part.parts[2] else "" for part in numbers]
     if not any(units):
         return node, ""
+    share = "percent" in units and node.kind not in ("list", "set")
+    if share or any(unit and symbols(part.parts[0]) for unit, part in zip(units, numbers, strict=True)):
+        return node, None
     brackets = node.kind not in ("list", "either", "or", "and", "relation")
     of_last = not brackets and node.parts[-1].kind in (*kinds, "relation") and units[-1] != "percent"
     shared = len(set(units)) == 1 or (of_last and not any(units[:-1]))
@@ -375,7 +363,8 @@ def _one_unit(node: Node, kinds: Sequence[str]) -> tuple[Node, str | None]:
 def _numbers(node: Node) -> list[Node]:
     """What may have a unit in a list or tuple: its entries, the values of equations, the finite ends of intervals."""
     if node.kind in (*_COLLECTIONS, "relation"):
-        parts = node.parts[-1:] if node.kind == "relation" and node.parts[0] == ("=",) else parts_of(node)
+        equation = node.kind == "relation" and node.parts[0] == ("=",)
+        parts = [p for p in parts_of(node) if not equation or p is node.parts[-1] or p.kind in ("unit", "measure")]
         return [n for part in parts if node.kind != "relation" or part.kind != "name" for n in _numbers(part)]
     return [] if node in (INFINITY, MINUS_INFINITY) else [node]
 
@@ -385,8 +374,8 @@ def _split(node: Node) -> tuple[Node, str, bool]:
 
 
 def _same_shares(reference: Node, answer: Node, reference_percent: bool, answer_percent: bool) -> bool:
-    """50% is 50 as well as 0.5: see `text.numeric_match`."""
-    if _same(reference, answer):
+    """50% is 50 as well as 0.5: see `text.numeric_match`. A letter alone, such as C for an option, has no %."""
+    if _same(reference, answer) and (reference_percent or answer.kind != "name"):
         return True
     if reference_percent == answer_percent:
         return False

@@ -36,7 +36,7 @@ from rl_likelihood.grading.text import (
 if TYPE_CHECKING:  # workers import this module, and shapes imports jax
     from rl_likelihood.shapes import Example, Tags
 
-VERSION = 13  # of the rules: evaluation records of an older version are graded again
+VERSION = 14  # of the rules: evaluation records of an older version are graded again
 
 OTHER_ANSWERS = {"alternatives", "rejected", "taught"}  # keys of `check` that training reads, and no grader
 

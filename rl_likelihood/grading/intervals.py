@@ -12,6 +12,7 @@ INFINITY = Node("name", ("infty",))
 MINUS_INFINITY = Node("neg", (INFINITY,))
 _REALS = tuple(Node("name", (name,)) for name in ("reals", "mathbb R", "mathbf R"))
 _R = Node("name", ("R",))
+_SETS = ("set", "union", "sequence", "interval")
 _MOST_PAIRS = 1_000  # of intervals
 
 
@@ -70,9 +71,10 @@ def _except(*points: Node) -> Node | None:
 def _difference(left: Node, right: Node) -> Node | None:
     """R without {2}, [0, 3] without (1, 2). None where it is something else, or nothing is left."""
     line = left in (*_REALS, _R, _LINE)
-    if right.kind not in ("set", "union", "sequence", "interval") and exact(right) is None:
+    _, left = region(left)
+    if not (line or left.kind in _SETS) or (right.kind not in _SETS and exact(right) is None):  # ∖{0} reads as a 0
         return None
-    whole, taken = [_WHOLE] if line else _sorted(region(left)[1]), _sorted(right)
+    whole, taken = [_WHOLE] if line else _sorted(left), _sorted(right)
     if whole is None or taken is None:  # R without {a}
         return _except(*right.parts) if line and right.kind == "set" else None
     left_over = _common(whole, _complement(taken))
@@ -132,6 +134,9 @@ def _relation(node: Node) -> tuple[str, Node]:
         return "", node
     opening, low = ("[" if signs[0] == "<=" else "(", others[0]) if at else ("(", MINUS_INFINITY)
     high, closing = (others[-1], "]" if signs[-1] == "<=" else ")") if at < len(signs) else (INFINITY, ")")
+    first, last = _end(low), _end(high)
+    if first is not None and last is not None and first > last:
+        return "", node  # 3 < x < -1 is not (3, -1)
     return variable, _interval(opening, low, high, closing)
 
 

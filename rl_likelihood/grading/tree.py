@@ -133,3 +133,31 @@ def replaced(part: Any, kinds: Sequence[str], change: Callable[[Node], Node]) ->
         return tuple(replaced(p, kinds, change) for p in part)
     inner = replaced(part.parts, kinds, change)
     return change(inner[0]) if part.kind in kinds else Node(part.kind, inner)
+
+
+_TRANSPOSED = (Node("name", ("T",)), Node("name", ("top",)))
+
+
+def as_matrix(node: Node, other: Node) -> Node:
+    """(1, 2) as a column, or as a row beside one; a matrix times numbers with these in its entries."""
+    if node.kind == "sequence":
+        shape, entries = node.parts[:2], node.parts[2:]
+        if shape == ("(", ")") and other.kind == "matrix" and len(other.parts) == 2:
+            return Node("matrix", ("matrix", entries))
+        if shape == ("(", ")"):
+            return Node("matrix", ("matrix", *((entry,) for entry in entries)))
+    if node.kind == "pow" and node.parts[1] in _TRANSPOSED:
+        row = node.parts[0]
+        if row.kind == "sequence" and row.parts[:2] == ("(", ")"):
+            row = Node("matrix", ("matrix", row.parts[2:]))
+        if row.kind == "matrix":
+            return Node("matrix", (row.parts[0], *zip(*row.parts[1:], strict=True)))
+    if node.kind == "neg" and node.parts[0].kind == "matrix":
+        node = Node("mul", (number(-1), node.parts[0]))
+    if node.kind == "mul" and sum(part.kind == "matrix" for part in node.parts) == 1:
+        factors = tuple(part for part in node.parts if part.kind != "matrix")
+        (matrix,) = (part for part in node.parts if part.kind == "matrix")
+        if matrix.parts[0] == "matrix":
+            rows = (tuple(Node("mul", (*factors, entry)) for entry in row) for row in matrix.parts[1:])
+            return Node("matrix", ("matrix", *rows))
+    return node
