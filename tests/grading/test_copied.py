@@ -47,6 +47,10 @@ CASES = [
     ("Factor $7x^2-63$.", "7(x+3)(x-3)", "1(7x^2-63)", False, True),
     (r"What is $5!$?", "120", r"1\cdot5!", False, True),
     (r"Simplify $x^1+0$.", "x", "x", True, True),
+    # A unit makes another number of a number of the question.
+    ("Of $100$ balls $20$ are red.", r"\frac{1}{5}", r"20\%", True, True),
+    ("There are $50$ heads in $100$ tosses.", "0.5", r"50\%", True, True),
+    ("It takes $0.5$ hour to go.", r"\frac{1}{2}\text{ hour}", r"0.5\text{ hour}", True, True),
     # A number or a letter of the question, and what is written as the reference is.
     ("The first of $5$ and $6$?", "5", "5", True, True),
     ("There are $5$ of them; how many?", r"5\text{ ways}", "5", True, True),
