@@ -59,7 +59,9 @@ def of_record(record: Any, where: str) -> Comparison:
     answers = [_answer(chosen, f"{where}: field 'chosen'")]
     answers += [_answer(text, f"{where}: field 'rejected'") for text in rejected]
     for name, value in (("chosen", chosen), *(("rejected", r) for r in rejected)):
-        if isinstance(value, list) and value[:-1] and text_of(value[:-1]).strip() != prompt:
+        before = value[:-1] if isinstance(value, list) else []
+        spoken = [m for m in before if not (isinstance(m, dict) and m.get("role") == "system")]
+        if spoken and prompt not in (text_of(before).strip(), text_of(spoken).strip()):
             raise UserError(
                 f"{where}: field {name!r} is a conversation whose earlier messages differ from the question "
                 f"({prompt[:60]!r}); a comparison has two answers to one question"

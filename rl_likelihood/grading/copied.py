@@ -64,7 +64,8 @@ def is_copy(reference: Node, answer: Node, question: str, readings: Callable[[st
     if not question:
         return False
     goal, given = stated(reference, answer)
-    if _plain(goal) == _plain(given) or _is_bare(given) or region(given)[1].kind == "interval":
+    plain = _plain(given)
+    if _value(_plain(goal)) == _value(plain) or _is_bare(plain) or region(given)[1].kind == "interval":
         return False
     whole, formulas = _form(given), _trees(question, readings)
     inside = (tree for form, tree in formulas.items() if not _is_bare(form) and _holds(whole, form))
@@ -78,6 +79,10 @@ def _holds(node: Node, formula: Node) -> bool:
     return node == formula or any(_holds(part, formula) for part in parts_of(node))
 
 
+def _value(node: Node) -> Node:
+    return node.parts[0] if node.kind in ("unit", "measure") else node
+
+
 def _is_bare(node: Node) -> bool:
     """A number of finitely many digits, or a letter."""
     node = node.parts[0] if node.kind == "neg" else node
@@ -85,8 +90,8 @@ def _is_bare(node: Node) -> bool:
 
 
 def _plain(node: Node) -> Node:
-    """The same tree for a formula with any order of its terms, and without what changes no value: units, braces, + 0,
-    times 1, over 1, to the power of 1, two signs."""
+    """The same tree for a formula with any order of its terms, and without what changes no value: units (but of a bare
+    number: 20 % is not the question's 20), braces, + 0, times 1, over 1, to the power of 1, two signs."""
     kind, parts = node.kind, tuple(_plain(part) if isinstance(part, Node) else part for part in node.parts)
     if kind in _NEUTRAL:
         flat = [p for part in parts for p in (part.parts if part.kind == kind else (part,)) if p != _NEUTRAL[kind]]
@@ -95,7 +100,7 @@ def _plain(node: Node) -> Node:
         parts = tuple(sorted(parts, key=repr))
     alone = kind in (*_NEUTRAL, "set", "list") and len(parts) == 1
     by_one = kind in ("div", "pow") and parts[1] == number(1)
-    if kind in ("unit", "measure") or alone or by_one:
+    if (kind in ("unit", "measure") and not _is_bare(parts[0])) or alone or by_one:
         return parts[0]
     if kind == "neg" and parts[0].kind == "neg":
         return parts[0].parts[0]

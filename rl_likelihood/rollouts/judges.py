@@ -31,6 +31,7 @@ from rl_likelihood.rollouts.rubric_judge import RubricJudge, judge_prompts_of, r
 from rl_likelihood.rollouts.similar_answers import SimilarAnswers, similar_answers
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.devices import Devices
+from rl_likelihood.runtime.watch import Unreachable
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Example
 from rl_likelihood.task import Task
@@ -204,7 +205,7 @@ def judged(judge: AnyJudge, task: Task, graded: HostRewards, rows: list[EncodedE
     """The host's rewards with the judge's number for each sampled answer, or with the inputs of a judge in the step.
 
     The judge sees question and answer, never the chain. A row without an answer is judged as an empty answer. A row on
-    which the judge failed is dropped. UserError if it failed on all: the run would go on and learn nothing.
+    which the judge failed is dropped. Unreachable if it failed on all: the run would go on and learn nothing.
     """
     questions = [judged_text.question_of(row.example) for row in rows]
     plain = [[graders.extract_answer(text, task.fmt) for text in group] for group in texts]
@@ -228,9 +229,9 @@ def judged(judge: AnyJudge, task: Task, graded: HostRewards, rows: list[EncodedE
     else:
         out = judge(questions, answers)
     if not out.keep.any():
-        raise UserError(
-            f"judge.model {task.config.judge.model!r} gave no verdict on all {out.keep.size} answers of a step; see "
-            "the messages above, then run the same command to resume"
+        raise Unreachable(  # a restart may succeed, as of a pod's script
+            f"judge.model {task.config.judge.model!r} gave no verdict on all {out.keep.size} answers that this process "
+            "judged in a step; see the messages above, then run the same command to resume from the last checkpoint"
         )
     logged = further | {"judge/failures": float((~out.keep).sum()), "judge/cut": float(out.cut)}
     values = {**graded.values, task.config.reward.judged: np.where(out.keep, out.values, 0).astype(np.float32)}

@@ -269,7 +269,8 @@ def failing_together() -> Iterator[None]:
         return
     texts = gather_bytes(b"" if error is None else (named(error) if unexpected else str(error)).encode())
     words = "; ".join(f"process {i}: {text.decode()}" for i, text in enumerate(texts) if text)
-    raise SharedFailure(words) if any_of(unexpected) else SharedRefusal(words)
+    refusal = SharedUnreachable if any_of(isinstance(error, Unreachable)) else SharedRefusal
+    raise SharedFailure(words) if any_of(unexpected) else refusal(words)
 
 
 def by_first(act: Callable[[], Any]) -> Any:

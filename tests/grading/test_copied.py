@@ -67,6 +67,10 @@ CASES = [
     (r"Rationalize $\frac{5}{\sqrt{3}}$.", r"\frac{5\sqrt3}{3}", r"\frac53\sqrt3", True, True),
     (r"Write $60\%$ as a fraction.", r"\frac35", r"\frac{60}{100}", True, True),
     ("For $x > 0$, what is the domain?", r"(0,\infty)", "x > 0", True, True),
+    # A unit makes another number of a number of the question.
+    ("Of $100$ balls $20$ are red.", r"\frac{1}{5}", r"20\%", True, True),
+    ("There are $50$ heads in $100$ tosses.", "0.5", r"50\%", True, True),
+    ("It takes $0.5$ hour to go.", r"\frac{1}{2}\text{ hour}", r"0.5\text{ hour}", True, True),
     # A number or a letter of the question, and what is written as the reference is.
     ("The first of $5$ and $6$?", "5", "5", True, True),
     ("There are $5$ of them; how many?", r"5\text{ ways}", "5", True, True),

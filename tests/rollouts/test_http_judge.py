@@ -21,6 +21,7 @@ from rl_likelihood.rollouts.host_rewards import HostRewards
 from rl_likelihood.rollouts.http_judge import probability
 from rl_likelihood.rollouts.judges import close, judge_of, judged
 from rl_likelihood.runtime.devices import make_devices
+from rl_likelihood.runtime.watch import Unreachable
 from rl_likelihood.task import load
 from tests.runs import small_config
 from tests.servers import ask, good, judging, serving, tokens, verdict
@@ -296,7 +297,7 @@ def test_a_run_ends_if_its_judge_gives_no_verdict(tmp_path, reward, status):
             if working and reward == "judge":
                 assert judged(judge, task, *given).logged["judge/failures"] == 2
             else:
-                with pytest.raises(UserError, match="judge.model.*no verdict on all 3 answers"):
+                with pytest.raises(Unreachable, match="judge.model.*no verdict on all 3 answers"):
                     judged(judge, task, *given)
             close(judge)
 

@@ -34,23 +34,25 @@ def write_grid(folder):
                 writer.metrics(step, {"reward/mean": i - step, "answer/perplexity": 4.0 + i, "chain/length": 30.0 + i})
                 for q in (f"q{seed}-{step}", "shared") if step in STEPS and i != NO_CHAINS else ():
                     for c in range(2):
-                        writer.sample(
+                        writer.samples(
                             step,
-                            {
-                                "id": q,
-                                "prompt": f"prompt of {q}",
-                                "chain": f"chain {c} of run {i} at {step} for {q}",
-                                "forced": "",
-                                "sampled_answer": "",
-                                "answer_tokens": ["4", "2"],
-                                "scored": [1, 1],
-                                "answer_logp": [answer_logp(i, step, c, t) for t in (0, 1)],
-                                "answer_logp_no_chain": [-0.5, -0.25],
-                                "reward": -float(c),
-                                "reward/log_prob": -float(c),
-                                "advantage": 0.5 - c,
-                                "truncated": False,
-                            },
+                            [
+                                {
+                                    "id": q,
+                                    "prompt": f"prompt of {q}",
+                                    "chain": f"chain {c} of run {i} at {step} for {q}",
+                                    "forced": "",
+                                    "sampled_answer": "",
+                                    "answer_tokens": ["4", "2"],
+                                    "scored": [1, 1],
+                                    "answer_logp": [answer_logp(i, step, c, t) for t in (0, 1)],
+                                    "answer_logp_no_chain": [-0.5, -0.25],
+                                    "reward": -float(c),
+                                    "reward/log_prob": -float(c),
+                                    "advantage": 0.5 - c,
+                                    "truncated": False,
+                                }
+                            ],
                         )
             writer.eval(10, {"stage": "after 10 steps", "greedy_success": (i + 1) / 20, "perplexity": 2.0 + i})
             writer.status("done", 10)
