@@ -147,11 +147,7 @@ def over_others(minus: Minus, weights: Tokens, keep: Keep) -> Objective:
     def score(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
         return plain.difference(logp, mask, keep) * keep.sum(-1, keepdims=True)
 
-    def above(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
-        scores = score(logp, mask)
-        return jnp.where(keep, scores - jnp.take_along_axis(scores, keep.argmax(-1)[:, None], 1), 0.0)
-
-    return dataclasses.replace(plain, score=score, above=above)
+    return dataclasses.replace(plain, score=score, above=None)
 
 
 def gain(weights: Float[AnyArray, "P A"], base: Float[AnyArray, "P A"], clip: bool) -> Objective:
