@@ -35,7 +35,7 @@ def gguf_reader(file: Path):
     from gguf import GGUFReader  # here because not every command needs it
 
     class Reader(GGUFReader):
-        """Its views are plain arrays. A view of a memmap is another memmap, and making 500,000 of them takes seconds."""
+        """Its views are plain arrays: a view of a memmap is a memmap, and making 500,000 of those takes seconds."""
 
         data = property(lambda self: self._data, lambda self, mapped: setattr(self, "_data", mapped.view(np.ndarray)))
 
