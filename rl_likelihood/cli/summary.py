@@ -6,7 +6,6 @@ from typing import Any
 
 from rl_likelihood.progress import counted
 from rl_likelihood.report import table, table_text
-from rl_likelihood.report.plots import curves
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.console import chains_words, excerpt, say
 from rl_likelihood.training.best import FAST
@@ -29,6 +28,8 @@ def summary(workdir: Path) -> None:
             mark = {True: "right", False: "wrong"}.get(example["right"], "ungraded")
             say(f"    {stage:<{max(map(len, rows))}}  {mark}  {excerpt(example['text'])}")
     if (workdir / run_files.METRICS).exists():
+        from rl_likelihood.report.plots import curves  # here because matplotlib's import takes half a second
+
         say(f"\nfigure   {curves({workdir.name: workdir}, workdir)[0]}")
     say(f"chains   {workdir / run_files.SAMPLES}")
 

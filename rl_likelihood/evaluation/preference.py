@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import expit as sigmoid
-from scipy.stats import spearmanr
 
 from rl_likelihood.datasets.teleqna import REFERS
 from rl_likelihood.evaluation.statistics import RESAMPLES, interval, interval_of_equal, resampled
@@ -147,6 +145,8 @@ def ece(p: np.ndarray, y: np.ndarray) -> float:
 
 def best_temperature(d: np.ndarray) -> float:
     """The T from 1/100 to 100 of the least mean -log sigmoid(d / T), which has one minimum in log T."""
+    from scipy.optimize import minimize_scalar  # here because its import takes half a second
+
     loss = lambda log_t: np.logaddexp(0, -d * np.exp(-log_t)).mean()
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.01), np.log(100)), method="bounded").x))
 
@@ -159,5 +159,7 @@ def _interval(numerator: np.ndarray, denominator: np.ndarray, resamples: int) ->
 
 def _spearman_in_questions(scores: Sequence[np.ndarray], lengths: Sequence[np.ndarray]) -> float:
     """Mean over questions of the rank correlation of score and length; 0 where none has one."""
+    from scipy.stats import spearmanr  # here because its import takes half a second
+
     both = [(s, n) for s, n in zip(scores, lengths, strict=True) if np.ptp(s) > 0 and np.ptp(n) > 0]
     return float(np.mean([spearmanr(s, n).statistic for s, n in both])) if both else 0.0

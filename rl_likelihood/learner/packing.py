@@ -12,6 +12,7 @@ only, so a resumed run computes the same numbers.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -61,13 +62,17 @@ def balanced(tokens: Int[np.ndarray, "P"], devices: int, parts: int) -> tuple[In
     """
     count = devices * parts
     pools: list[list[int]] = [[] for _ in range(count)]
-    total, size = np.zeros(count, np.int64), len(tokens) // count
+    size, largest = len(tokens) // count, 0
+    open_pools = [(0, j) for j in range(count)]  # a heap of (tokens, pool)
     for i in np.argsort(-tokens, kind="stable"):
-        pool = min((j for j in range(count) if len(pools[j]) < size), key=lambda j: total[j])
+        total, pool = heapq.heappop(open_pools)
         pools[pool].append(int(i))
-        total[pool] += tokens[i]
+        total += int(tokens[i])
+        largest = max(largest, total)
+        if len(pools[pool]) < size:
+            heapq.heappush(open_pools, (total, pool))
     order = np.array(pools, np.int32).reshape(devices, parts, size).swapaxes(1, 2).reshape(-1)
-    return order, int(total.max())
+    return order, largest
 
 
 def packed_prompts(tokens: Int[np.ndarray, "P"], cfg: StepConfig, total: int) -> int:

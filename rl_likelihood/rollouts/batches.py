@@ -101,7 +101,8 @@ class Batches:
         longest = max(len(self.task.train[i].prompt_ids) for i in index)
         if self.task.config.train.packing:
             longest = packed_prompt_width(longest, len(self.task.common), c.max_prompt)
-        multiple = math.lcm(c.width_multiple, self.devices.learner.shape["fsdp"]) or c.max_prompt
+        multiple = math.lcm(c.width_multiple or self.task.config.train.packing, self.devices.learner.shape["fsdp"])
+        multiple = multiple or c.max_prompt
         width = min(c.max_prompt, -(-longest // multiple) * multiple)
         return self.task.collate(self.rows(number), number * len(index) + self.devices.prompts, width)
 

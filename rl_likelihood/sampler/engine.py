@@ -3,7 +3,7 @@
 A slot decodes some rows of one prompt: the whole group if all rows fit at once, else one row. When all of them have
 stopped, the slot takes the next item. Rows of different ages share one clock. In each step all rows write at the same
 index of a ring buffer, so no step copies a cache or scatters into it. A mask by age decides what each row attends to.
-The ring grows with the clock, so that short completions never read a long cache.
+The ring grows with the clock. Until it has its full length, no row reads more than the clock has counted.
 
 A row's random numbers come from its own key and the indices of its tokens. So its ids do not depend on the schedule,
 except that a matrix product with another number of rows may round differently.

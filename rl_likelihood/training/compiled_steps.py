@@ -101,9 +101,10 @@ class StepPrograms:
         with ThreadPoolExecutor(1) as thread:
             computing = thread.submit(beside)
             state, out, per_row = ready(started)
+            out, per_row = jax.device_get((out, per_row))  # all copies at once
             numbers = {k: float(v) for k, v in out.items()}
             if math.isnan(numbers.get(REPLAYED, 0.0)):
                 del numbers[REPLAYED]  # there are no earlier answers yet
-            finished = state, numbers, jax.tree.map(np.asarray, per_row)
+            finished = state, numbers, per_row
             end = time.perf_counter()
             return finished, computing.result(), end

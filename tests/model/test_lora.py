@@ -19,6 +19,7 @@ from rl_likelihood.model.architecture import is_spec
 from rl_likelihood.model.decoder import forward, product
 from rl_likelihood.model.lora import MATRICES, LoraConfig, as_base, base_specs, effective, init_adapters, merged
 from rl_likelihood.sampler import decode
+from rl_likelihood.train import RUNS_ONCE
 from rl_likelihood.weights import files
 from tests.runs import small_config
 from tests.small import random_batch, random_params, rewarded, tiny
@@ -56,6 +57,14 @@ def test_new_adapters_change_nothing_and_merged_ones_are_added():
         a, b = matrices(ADAPTERS, f"{name}_a"), matrices(ADAPTERS, f"{name}_b")
         np.testing.assert_allclose(matrices(WHOLE, name), matrices(BASE, name) + 2 * a @ b, atol=1e-6)
     np.testing.assert_array_equal(WHOLE["embed"], BASE["embed"])
+
+
+def test_fewer_optimizations_of_the_program_that_makes_them_change_no_number():
+    made = [
+        jax.jit(lambda key: init_adapters(key, MODEL, LORA), compiler_options=options)(jax.random.key(1))
+        for options in (None, RUNS_ONCE)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *made)
 
 
 @pytest.mark.parametrize("scan", [True, False])

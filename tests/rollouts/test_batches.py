@@ -137,11 +137,14 @@ def test_a_rollout_is_widened_by_padding_that_no_row_sees():
     assert widened(wide, 5, 4, pad_id=9).completion.shape == wide.completion.shape
 
 
-@pytest.mark.parametrize("packing, widths", [(False, {22, 24, 26, 28, 30, 32}), (True, {24, 32})])
-def test_packed_prompts_have_few_widths(tmp_path, packing, widths):
+@pytest.mark.parametrize(
+    "packing, multiple, widths",
+    [(False, 1, {22, 24, 26, 28, 30, 32}), (False, 0, {40}), (True, 1, {24, 32}), (True, 0, {24, 32})],
+)
+def test_packed_prompts_have_few_widths(tmp_path, packing, multiple, widths):
     """Prompts of 20 to 32 tokens, two a step, to what fsdp = 2 divides. Packed, a number and its double have two."""
     task, devices, _ = loaded(
-        train__packing=packing, train__prompts_per_step=2, mesh__fsdp=2, mesh__tensor=4, prompt__width_multiple=1
+        train__packing=packing, train__prompts_per_step=2, mesh__fsdp=2, mesh__tensor=4, prompt__width_multiple=multiple
     )
     of_length = [dataclasses.replace(task.train[0], prompt_ids=np.ones(n, np.int32)) for n in range(20, 33)]
     b = Batches(dataclasses.replace(task, train=of_length, common=np.zeros(0, np.int32)), devices, tmp_path)
