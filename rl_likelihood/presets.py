@@ -51,7 +51,9 @@ _OF_TEXT = {**_EXACT, "loss.answer_term": 0.0, "loss.span": "response"}
 # Kwiatkowski et al. 2602.03979, app. B: RLOO, exact answer term, G 32 (4 for jepo and on data that no rule verifies),
 # 8 prompts, 1024 tokens, lr 1e-5 cosine, clip 1.0. KL k3 x 0.001 on verifiable data, none on other data.
 _KW = {"sampler.group_size": 32, **_EXACT, **_SMALL_KL}
-# Shao et al. 2402.03300: group-normalised reward, mean over each row's tokens, clip 0.2, k3 in the loss.
+# Shao et al. 2402.03300: group-normalised reward, mean over each row's tokens, k3 in the loss. It departs in the KL's
+# coefficient and the group's size: the paper has 0.04 and G 64; 0.001 is verl's default and Kwiatkowski's, and G is the
+# config's. Clip 0.2 is the default of TRL and verl (inferred).
 _GRPO = {
     "reward.name": "exact_match",
     "loss.answer_term": 0.0,
@@ -156,7 +158,7 @@ _METHODS: dict[str, dict[str, Any]] = {
         **_NO_KL,
     },
     "grpo": _GRPO,
-    # Ahmadian et al. 2402.14740: sequence log-prob, KL in the reward.
+    # Ahmadian et al. 2402.14740: sequence log-prob, KL in the reward. Its coefficient is grpo's (inferred).
     "rloo": {
         "reward.name": "exact_match",
         **_OF_TEXT,
@@ -205,10 +207,12 @@ _METHODS: dict[str, dict[str, Any]] = {
     # 2506.13351: G 16, lr 1e-6, KL 0.001. Its w and the threshold of its filter are not stated. Its factor for
     # the length of a sampled answer is left out.
     "dro": {**_GRPO, "reward.name": "r3", "loss.span": "chain", "sampler.group_size": 16},
-    # Prabhudesai et al. 2505.22660: minus the mean entropy of the response's tokens, by GRPO. KL as grpo's (inferred).
+    # Prabhudesai et al. 2505.22660: minus the mean entropy of the response's tokens, by GRPO. Clip and KL as grpo's
+    # (inferred).
     "rent": {**_GRPO, "reward.name": "token_entropy"},
     # Zhang et al. 2504.05812: the share of the group in the same cluster, by GRPO; a cluster is equal answers, as for
-    # mathematics (with reward.name=similar_share, similar ones). KL as grpo's (inferred).
+    # mathematics (with reward.name=similar_share, similar ones). Clip and KL as grpo's
+    # (inferred).
     "empo": {**_GRPO, "reward.name": "vote_share"},
     # 2603.10624: by GRPO; clip and KL as grpo's are inferred.
     "cer": {**_GRPO, "reward.name": "cer"},
@@ -242,7 +246,7 @@ _METHODS: dict[str, dict[str, Any]] = {
     # inferred.
     "delta_l": {**_GRPO, "loss.aggregation": "delta_l_batch", "loss.delta_l_alpha": 1.0, **_NO_KL},
     # 2601.05242: each reward is normalised in its group, then they are summed. Its further normalisation over the batch
-    # is left out: it changes the step's size alone.
+    # is left out: it changes the step's size alone. Clip and KL as grpo's (inferred).
     "gdpo": {**_GRPO, "reward.name": "exact_match/std + format/std", "loss.advantage": "mean"},
     # 2602.02710: H_K - H_N. The exact gradient: sums over tokens, no clip, no KL (inferred); groups with none right
     # count.

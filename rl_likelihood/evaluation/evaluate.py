@@ -178,7 +178,8 @@ def _records(
     trained = texts.runs_of(x for row in sources for x in (row.example.prompt, row.example.answer))
     sampler = task.eval_sampler(samples, width_multiple=0, max_sampled_answer=c.eval_answer if answered else 0)
     weights = sampler_weights(e.params, task.model, e.devices)
-    # The chain that is scored with the next question's answer; a key of the files.
+    # The chain that is scored with the next question's answer; a key of the files. The first question takes the second
+    # one's, so that no number depends on the size of the batches; a batch of one question leaves it without.
     previous = Chain(**before[-1]["first_sampled"]) if before and samples else None
     progress.note = sampling = "sampling"
     for batch in _sampled(e, weights, range(first, n), size, sampled_width, sampler):
@@ -197,6 +198,8 @@ def _records(
         if samples:
             progress.note = "scoring"
             own = [first_sampled_chain(batch.rollout, i) for i in range(len(batch.rows))]
+            if previous is None and min(len(own), n) > 1:  # of the first question; `own` may have padding
+                previous = own[1]
             swapped, previous = [previous, *own[:-1]], own[-1]
             models = [p for p in (e.params, e.initial) if p is not None]
             prompts = batch.rollout.prompts

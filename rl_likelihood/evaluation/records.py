@@ -23,7 +23,7 @@ from rl_likelihood.tables import grader_table
 from rl_likelihood.task import Task
 
 FOLDER = "evaluations"  # of a workdir: the records
-FORMAT = 3  # of the records: raise it when they change meaning
+FORMAT = 4  # of the records: raise it when they change meaning
 
 
 def identity_of(

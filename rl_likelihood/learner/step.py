@@ -42,12 +42,17 @@ def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cf
     """(the forward, the result of `reward_sum.objective`)."""
     params = effective(models[2], params, cfg.lora) if len(models) == 3 else params
     forward = observe(params, models, model, batch, cfg, probe)
-    chains, ref, reward_bonus = forward.chains, forward.reference_logp, 0.0
+    return forward, reward_sum.objective(forward.observation, cfg.reward, _kl_in_reward(forward, cfg))
+
+
+def _kl_in_reward(forward: Forward, cfg: StepConfig) -> Float[Array, "P G"] | float:
+    """What a KL adds to each row's reward: a constant, 0 without one."""
+    if forward.chains is not None and cfg.posterior.kl:
+        return -cfg.posterior.kl * jax.lax.stop_gradient(posterior.kl_rows(forward.chains, cfg.posterior.target))
     if cfg.loss.kl == "reward_k1":
-        reward_bonus = _k1_in_reward(forward.rows.stats.log_prob, ref, forward.observation.policy.mask, cfg)
-    if chains is not None and cfg.posterior.kl:
-        reward_bonus = -cfg.posterior.kl * jax.lax.stop_gradient(posterior.kl_rows(chains, cfg.posterior.target))
-    return forward, reward_sum.objective(forward.observation, cfg.reward, reward_bonus)
+        rows, mask = forward.rows, forward.observation.policy.mask
+        return _k1_in_reward(rows.stats.log_prob, forward.reference_logp, mask, cfg)
+    return 0.0
 
 
 def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig, counts: Counts):
@@ -79,10 +84,10 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
         per_row["answer_weights"] = weights
     if forward.chains is not None:
         batch = batch.replace(sampler_logp=posterior.as_after_question(batch.sampler_logp, forward.chains))
-        posterior_sums = {
-            k: v / counts.prompts for k, v in posterior.measured(forward.chains, reward, cfg.posterior).items()
-        }
-        extra_sums |= jax.lax.stop_gradient(posterior_sums)
+        # The KL is left out: it is larger for chains after the answer, and would hide what showing the answer gains.
+        earned = reward - _kl_in_reward(forward, cfg)
+        posterior_sums = posterior.measured(forward.chains, earned, cfg.posterior)
+        extra_sums |= jax.lax.stop_gradient({k: v / counts.prompts for k, v in posterior_sums.items()})
     sums, measured = measures.of_rows(forward, batch, cfg)
     sums |= {"loss/policy": policy, "loss/answer": answer, "loss/kl": kl, **extra_sums}
     return total, (sums, per_row | measured)

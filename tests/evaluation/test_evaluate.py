@@ -47,7 +47,7 @@ def test_every_number_of_a_model_whose_probabilities_are_known(questions, tmp_pa
         assert r["answer_tokens"] == len(r["reference"]) + 1
         for value in (r["greedy"]["log_prob"], r["no_chain"]["log_prob"], *(s["log_prob"] for s in r["samples"])):
             assert value == pytest.approx(expected, abs=1e-4)
-        assert r["swapped"] == (None if r["index"] == 0 else pytest.approx(expected, abs=1e-4))
+        assert r["swapped"] == pytest.approx(expected, abs=1e-4)
         # Always the likeliest id: a chain that closes an answer it never opened, and without a chain the answer 5.
         assert r["greedy"]["text"] == "5</answer" and r["greedy"]["truncated"]
         assert r["greedy"]["answer"] is None and r["greedy"]["right"] is False
@@ -75,7 +75,8 @@ def test_every_number_of_a_model_whose_probabilities_are_known(questions, tmp_pa
     assert out["log_prob_mc8"] == pytest.approx(out["log_prob_mc1"], abs=1e-4)
     per_token = np.mean([logp(">", *r["reference"], "<") / (len(r["reference"]) + 1) for r in records])
     assert out["perplexity"] == pytest.approx(np.exp(-per_token), abs=1e-3)
-    assert out["perplexity_no_chain"] == pytest.approx(out["perplexity"], abs=1e-3)
+    for name in ("perplexity_no_chain", "perplexity_swapped"):
+        assert out[name] == pytest.approx(out["perplexity"], abs=1e-3), "over the same questions"
     assert out["examples"][0] == {
         "prompt": "1 + 5",
         "reference": "5",
@@ -92,7 +93,8 @@ def stirred(task, params):
 
 @pytest.mark.parametrize("opens", [False, True], ids=["chains that are closed for it", "answers of its own beside"])
 def test_log_probs_are_those_of_the_plain_sequences(opens, tmp_path):
-    """Prompt, chain of this or the question before, tags, answer: as one sequence each, nothing shared.
+    """Prompt, chain of this or the question before (of the first: the second), tags, answer: as one sequence each,
+    nothing shared.
 
     Where the chain has an answer of its own, the reference does not see it.
     """
@@ -125,8 +127,9 @@ def test_log_probs_are_those_of_the_plain_sequences(opens, tmp_path):
     near = lambda values: pytest.approx(np.asarray(values), abs=1e-3)
     assert [r["samples"][0]["log_prob"] for r in records] == near(scores(chains))
     assert [r["no_chain"]["log_prob"] for r in records] == near(scores([scaffold] * 5))
-    assert [r["swapped"] for r in records[1:]] == near(scores([scaffold, *chains[:-1]])[1:])
-    assert abs(out["chain_swap_drop"]) > 0.1, "these answers depend on their chains, or the test shows nothing"
+    assert [r["swapped"] for r in records] == near(scores([chains[1], *chains[:-1]]))
+    drops = [abs(r["samples"][0]["log_prob"] - r["swapped"]) for r in records]
+    assert max(drops) > 0.1, "these answers depend on their chains, or the test shows nothing"
 
 
 def test_on_a_tpu_the_scores_are_the_same(monkeypatch):
@@ -189,7 +192,7 @@ def test_neither_batch_nor_number_of_questions_nor_of_samples_changes_a_chain(tm
         other = dataclasses.replace(task, config=build(c))
         made[name] = records_of(tmp_path / name, evaluated(other, params, task.heldout, folder=tmp_path / name))
     assert [len(records) for records in made.values()] == [5, 5, 5, 2, 5]
-    for records in made.values():
+    for name, records in made.items():
         for r, s in zip(made["4"], records, strict=False):
             assert (r["id"], r["first_sampled"], r["greedy"]["text"]) == (
                 s["id"],
@@ -199,7 +202,8 @@ def test_neither_batch_nor_number_of_questions_nor_of_samples_changes_a_chain(tm
             both = [([x["no_chain"], x["greedy"], *x["samples"]]) for x in (r, s)]
             for a, b in zip(*both, strict=False):
                 assert a["log_prob"] == pytest.approx(b["log_prob"], abs=1e-3) and a["answer"] == b["answer"]
-            assert r["swapped"] == (s["swapped"] and pytest.approx(s["swapped"], abs=1e-3))
+            alone = name == "1" and r["index"] == 0  # in the first batch
+            assert s["swapped"] == (None if alone else pytest.approx(r["swapped"], abs=1e-3))
 
 
 def test_batches_are_even_so_that_the_last_is_not_padding():

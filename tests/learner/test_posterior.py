@@ -237,6 +237,18 @@ def test_measured_numbers_are_of_the_chains_of_each_prompt():
     assert list(alone) == ["posterior/reverse_kl"]
 
 
+def test_the_gain_of_showing_the_answer_is_without_the_kl():
+    def of(kl):
+        cfg = rewarded("log_prob", posterior=PosteriorConfig(share=0.5, target=1.0, kl=kl))
+        return gradients(PARAMS, (None, None), batch_of(CHAINS), MODEL, cfg)[1:]
+
+    (plain, rows), (sums, penalised) = of(0.0), of(1.0)
+    assert np.abs(rows["reward"] - penalised["reward"]).max() > 0.05
+    assert float(sums["posterior/gain"]) == pytest.approx(float(plain["posterior/gain"]), abs=1e-5)
+    gain = (rows["reward"][0, 2:] - rows["reward"][0, :2]).mean()
+    assert float(plain["posterior/gain"]) == pytest.approx(float(gain), abs=1e-5)
+
+
 def test_no_log_prob_gives_a_number_that_is_not_finite():
     worst_case = BOTH._replace(plain=np.full((1, 4, 1), -1e30, np.float32))
     for cfg in (PosteriorConfig(share=0.5, target=t, kl=1.0) for t in (0.0, 0.5, 1.0)):
